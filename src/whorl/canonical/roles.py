@@ -29,13 +29,21 @@ class ModelShape:
         gated: Whether the MLP has a gate matrix.
         tied: Whether the unembedding is the embedding.
         norm_kind: "rms" (gain only) or "layer" (mean removed, gain and bias).
-        norm_style: Where the norms sit.
+        norm_style: Where the norms sit. "pre": before each sublayer; "parallel": both sublayers read the same residual;
+            "sandwich": on sublayer outputs, with or without input norms too; "post": after the residual sum, where
+            nothing can be folded.
         gain_offset: 1.0 when the stored gain is g - 1 (Gemma), else 0.0.
         position: Position information; "rotary" is the only kind that forbids folding key biases.
         qk_norm: None, "head" (length d_head) or "full" (length H * d_head).
         n_experts: Routed experts per layer, 0 when dense.
         activation: Activation name of the MLP, as in the config.
         embed_multiplier: Factor on the embedding output (sqrt(d) for Gemma), 1.0 otherwise.
+        norm_eps: Epsilon of the norms, added to the mean square (or variance).
+        rotary_dim: Leading coordinates of each head that are rotated, 0 without rotary positions.
+        rotary_layout: "half" pairs coordinate i with i + rotary_dim / 2, "interleaved" pairs 2i with 2i + 1.
+        single_norm: Whether attention and MLP of a parallel block read one and the same norm.
+        has_unembed: Whether the file holds an output matrix (a bare trunk has none and is not tied).
+        d_shared: Width of the shared expert, 0 without one.
     """
 
     family: str
@@ -56,6 +64,12 @@ class ModelShape:
     n_experts: int = 0
     activation: str = "silu"
     embed_multiplier: float = 1.0
+    norm_eps: float = 1e-6
+    rotary_dim: int = 0
+    rotary_layout: Literal["half", "interleaved"] = "half"
+    single_norm: bool = False
+    has_unembed: bool = True
+    d_shared: int = 0
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -1,0 +1,83 @@
+"""whorl decides, with stated error rates, whether language models share an origin.
+
+    import whorl
+
+    result = whorl.compare("org/base@v1", "./suspect")
+    result.verdict      # "related", "unrelated" or "undecided"
+    result.evidence     # one entry a method: value, threshold, p-value, why
+    result.to_dict()    # exactly what `whorl compare --json` prints
+
+`fingerprint` reads a model once, tensor by tensor, and keeps what its methods need; `compare` reads two and judges
+them; `report` writes one self-contained HTML page. Reading needs neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whorl.comparison import Comparison, Evidence, compare
+    from whorl.errors import (
+        InputRefused,
+        MalformedFile,
+        NotComparable,
+        NotEnoughEvidence,
+        RemoteError,
+        UnsafeFile,
+        UnsupportedFile,
+        UsageError,
+        WhorlError,
+    )
+    from whorl.fingerprints import Fingerprint, fingerprint
+    from whorl.registry import method_names
+    from whorl.report import report
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Comparison": "whorl.comparison",
+    "Evidence": "whorl.comparison",
+    "compare": "whorl.comparison",
+    "Fingerprint": "whorl.fingerprints",
+    "fingerprint": "whorl.fingerprints",
+    "method_names": "whorl.registry",
+    "report": "whorl.report",
+    "InputRefused": "whorl.errors",
+    "MalformedFile": "whorl.errors",
+    "NotComparable": "whorl.errors",
+    "NotEnoughEvidence": "whorl.errors",
+    "RemoteError": "whorl.errors",
+    "UnsafeFile": "whorl.errors",
+    "UnsupportedFile": "whorl.errors",
+    "UsageError": "whorl.errors",
+    "WhorlError": "whorl.errors",
+}
+
+__all__ = [
+    "Comparison",
+    "Evidence",
+    "Fingerprint",
+    "InputRefused",
+    "MalformedFile",
+    "NotComparable",
+    "NotEnoughEvidence",
+    "RemoteError",
+    "UnsafeFile",
+    "UnsupportedFile",
+    "UsageError",
+    "WhorlError",
+    "compare",
+    "fingerprint",
+    "method_names",
+    "report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that `import whorl` and `whorl --help` stay light.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whorl' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,71 @@
+"""Which methods exist: a lazy `"module:Class"` table, extended by entry points of the group `whorl.methods`.
+
+Adding a built-in method is one line here; a plugin adds it in its own package metadata:
+
+    [project.entry-points."whorl.methods"]
+    my-method = "my_package.my_module:MyMethod"
+"""
+
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from whorl.errors import UsageError
+from whorl.weights.method import WeightMethod, split_canonical
+
+GROUP = "whorl.methods"
+
+_BUILT_IN = {
+    "std-vector": "whorl.weights.std_vector:StdVector",
+    "clustering-vector": "whorl.weights.clustering_vector:ClusteringVector",
+    "std-curves": "whorl.weights.std_curves:StdCurves",
+    "head-spectra": "whorl.weights.head_spectra:HeadSpectra",
+}
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all methods, built-in first, plugins after, without importing any of them."""
+    return (*_BUILT_IN, *sorted(set(_plugins()) - set(_BUILT_IN)))
+
+
+def _load(name: str) -> type[WeightMethod]:
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        found = getattr(import_module(module), attribute)
+    elif (point := _plugins().get(name)) is not None:
+        found = point.load()
+    else:
+        near = difflib.get_close_matches(name, method_names(), n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else f" Known methods: {', '.join(method_names())}."
+        raise UsageError(f"Unknown method '{name[:80]}'.{hint}")
+    if not (isinstance(found, type) and issubclass(found, WeightMethod) and found.name == name):
+        raise UsageError(f"Plugin '{name}' is not a WeightMethod of that name; ask its author.")
+    return found
+
+
+def method(text: str) -> WeightMethod:
+    """The method of a short name (`std-vector`) or a canonical one (`clustering-vector@1(k=5)`).
+
+    Raises:
+        UsageError: unknown name, version or parameter; near misses are suggested.
+    """
+    name, version, parameters = split_canonical(text)
+    kind = _load(name)
+    if version is not None and version != kind.version:
+        raise UsageError(f"Method '{name}' is at version {kind.version} here, not {version}.")
+    return kind.from_parameters(parameters)
+
+
+def resolve(methods: Iterable[str | WeightMethod] | None) -> tuple[WeightMethod, ...]:
+    """Methods from names, instances or None (all, with defaults), without doubles, in the order given."""
+    chosen = method_names() if methods is None else methods
+    found = [m if isinstance(m, WeightMethod) else method(m) for m in chosen]
+    unique = {m.canonical_name: m for m in found}
+    if not unique:
+        raise UsageError(f"No method chosen. Known methods: {', '.join(method_names())}.")
+    return tuple(unique.values())

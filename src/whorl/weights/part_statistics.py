@@ -1,0 +1,87 @@
+"""What methods may ask about one sublayer, each computed at most once however many methods ask."""
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whorl.canonical.form import canonical
+from whorl.canonical.roles import MATRIX_ROLES, Attention, Mlp, Part
+from whorl.linalg.heads import ov_norms, ov_spectra, qk_norms, qk_spectra
+from whorl.linalg.spectrum import top_singular_values
+from whorl.source import Floats
+from whorl.weights.gauge import balanced
+from whorl.weights.moments import moments
+
+TOP_VALUES = 64  # the larger rank of arXiv 2509.19122
+
+
+class PartStatistics:
+    """Statistics of one sublayer while its matrices are in memory.
+
+    Args:
+        part: The sublayer as read.
+        embed_rms: Root mean square of the model's canonical embedding, its unit of residual size.
+    """
+
+    def __init__(self, part: Part, embed_rms: float = 1.0) -> None:
+        self.part = part
+        self.embed_rms = embed_rms
+
+    @cached_property
+    def canonical(self) -> Attention | Mlp:
+        """The sublayer with norms and biases folded."""
+        return canonical(self.part)
+
+    @cached_property
+    def raw(self) -> dict[str, Floats]:
+        """Matrices (out, in) as stored, by type."""
+        return {role: self.part.raw[role] for role in MATRIX_ROLES if role in self.part.raw}
+
+    @cached_property
+    def gauge(self) -> dict[str, Floats]:
+        """Matrices (out, in) folded and balanced, by type."""
+        return balanced(self.canonical, self.part.shape, self.embed_rms)
+
+    @cached_property
+    def moments(self) -> dict[str, NDArray[np.float64]]:
+        """`raw.<type>` and `gauge.<type>`: (n, sum, sum of squares)."""
+        found = {f"raw.{t}": moments(w) for t, w in self.raw.items()}
+        return found | {f"gauge.{t}": moments(w) for t, w in self.gauge.items()}
+
+    @cached_property
+    def top_raw(self) -> dict[str, NDArray[np.float64]]:
+        """Leading singular values of the stored matrices, at most `TOP_VALUES`, descending, by type."""
+        return _top(self.raw)
+
+    @cached_property
+    def top_gauge(self) -> dict[str, NDArray[np.float64]]:
+        """Leading singular values of the balanced matrices, by type."""
+        return _top(self.gauge)
+
+    @cached_property
+    def operator_spectra(self) -> dict[str, NDArray[np.float64]]:
+        """Singular values of the operators of each head: `qk` and `ov`, (H, d_head); empty for an MLP."""
+        c = self.canonical
+        if isinstance(c, Mlp):
+            return {}
+        return {"qk": qk_spectra(c.q, c.k), "ov": ov_spectra(c.o, c.v)}
+
+    @cached_property
+    def invariant_scale(self) -> dict[str, float]:
+        """Mean of ln norms that no rescaling moves: `qk`, `ov` (over heads) or `gate` (over neurons)."""
+        c = self.canonical
+        if isinstance(c, Attention):
+            return {"qk": _mean_log(qk_norms(c.q, c.k)), "ov": _mean_log(ov_norms(c.o, c.v))}
+        if c.gate is None:
+            return {}
+        return {"gate": _mean_log(np.sqrt(np.einsum("ij,ij->i", c.gate, c.gate, dtype=np.float64)))}
+
+
+def _top(matrices: dict[str, Floats]) -> dict[str, NDArray[np.float64]]:
+    return {t: top_singular_values(w, min(TOP_VALUES, *w.shape)).values for t, w in matrices.items()}
+
+
+def _mean_log(norms: NDArray[np.float64]) -> float:
+    alive = norms[norms > 0]
+    return float(np.log(alive).mean()) if alive.size else float("nan")
