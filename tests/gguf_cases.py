@@ -132,7 +132,7 @@ HOSTILE = [
     ("big-endian", b"GGUF" + struct.pack(">IQQ", 3, 0, 0), UnsupportedFile, "big-endian"),
     ("tensor count past the end", build([], [], n_tensors=2**63), MalformedFile, "tensors declared"),
     ("key count past the end", build([], [], n_keys=2**64 - 1), MalformedFile, "keys declared"),
-    ("one key too many", build(llama_pairs(), [], n_keys=12), MalformedFile, "header cut short"),
+    ("one key too many", build(llama_pairs(), [], n_keys=11), UnsafeFile, "key ''"),
     ("key length past the end", build([struct.pack("<Q", _HUGE) + bytes(64)], []), MalformedFile, "key ends at byte"),
     ("string past the end", _extra(pair("x", STRING, struct.pack("<Q", _HUGE))), MalformedFile, "value of 'x' ends"),
     ("array past the end", _extra(pair("x", ARRAY, _ARRAY_OF.pack(U8, _HUGE))), MalformedFile, "value of 'x' ends"),
@@ -243,7 +243,9 @@ def convert(architecture, name, array, config):
     if architecture.startswith("gemma") and name.endswith("norm.weight"):
         return array + 1
     if "query_key_value" in name:
-        n_groups = n_heads if config.get("new_decoder_architecture") is False and not config["multi_query"] else n_groups
+        n_groups = (
+            n_heads if config.get("new_decoder_architecture") is False and not config["multi_query"] else n_groups
+        )
         n_groups = 1 if config.get("multi_query") and not config.get("new_decoder_architecture") else n_groups
         return ungroup(array, n_groups, config["hidden_size"] // n_heads)
     if architecture == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
@@ -271,7 +273,9 @@ def write_converted(path: Path, architecture, state, config, keys):
     writer.add_head_count(config.get("num_attention_heads") or config["n_head"])
     for key, value in keys.items():
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        writer.add_bool(f"{architecture}.{key}", value) if isinstance(value, bool) else add(f"{architecture}.{key}", value)
+        writer.add_bool(f"{architecture}.{key}", value) if isinstance(value, bool) else add(
+            f"{architecture}.{key}", value
+        )
     for name, array in stored.items():
         writer.add_tensor(name, np.ascontiguousarray(array, dtype=np.float32))
     writer.write_header_to_file()

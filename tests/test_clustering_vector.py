@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+
 from parts import parts, shape
 from test_std_vector import changed, rescale, values
-
 from whorl.errors import NotComparable, UsageError
 from whorl.weights.clustering_vector import ClusteringVector, cluster
 from whorl.weights.head_spectra import HeadSpectra
@@ -26,9 +26,13 @@ def test_clusters_are_ordered_by_falling_centroid_norm():
 def test_golden_table():
     """Seven types, each with its own size: every type is its own cluster, the CV is the identity."""
     s = shape()
-    a = {f"values.{t}": np.full((8, 4), 10.0 ** i) * np.linspace(1, 1.001, 8)[:, None] for i, t in enumerate(s.types)}
+    a = {
+        f"values.{t}": np.full((8, 4), 10.0 * (i + 1)) * np.linspace(1, 1.001, 8)[:, None]
+        for i, t in enumerate(s.types)
+    }
+    a["bounds"] = np.zeros(7)
     outcome = ClusteringVector(rank=4).compare(a, a, (s, s))
-    assert outcome.value == 1.0
+    assert outcome.value == pytest.approx(1.0)
     assert outcome.variants["ari"] == 1.0
     swapped = dict(a) | {"values.q": a["values.down"], "values.down": a["values.q"]}
     assert ClusteringVector(rank=4).compare(a, swapped, (s, s)).value == pytest.approx(5 / 7)
@@ -37,7 +41,7 @@ def test_golden_table():
 def test_layer_order_is_invisible():
     s = shape()
     a = values(ClusteringVector(), s, parts(s))
-    shuffled = {k: v[::-1] for k, v in a.items()}
+    shuffled = {k: v[::-1] for k, v in a.items()} | {"bounds": a["bounds"]}
     assert ClusteringVector().compare(a, shuffled, (s, s)).value == pytest.approx(1.0)
 
 

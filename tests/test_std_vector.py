@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from parts import parts, shape
 
+from parts import parts, shape
 from whorl.errors import NotComparable, UsageError
 from whorl.weights.part_statistics import PartStatistics
 from whorl.weights.std_curves import StdCurves
@@ -40,7 +40,10 @@ def test_sum_normalisation_adds_up_to_one():
 def test_golden_cosine_and_pearson():
     s = shape()
     method = StdVector()
-    a, b = ({f"sigma.{f}": np.array(v, float) for f in ("raw", "gauge")} for v in ([1, 2, 3, 4, 5, 6, 7], [2, 1, 3, 4, 5, 6, 7]))
+    a, b = (
+        {f"sigma.{f}": np.array(v, float) for f in ("raw", "gauge")}
+        for v in ([1, 2, 3, 4, 5, 6, 7], [2, 1, 3, 4, 5, 6, 7])
+    )
     outcome = method.compare(a, b, (s, s))
     assert outcome.value == pytest.approx(139 / 140)
     x, y = np.log([1, 2, 3, 4, 5, 6, 7]), np.log([2, 1, 3, 4, 5, 6, 7])
@@ -81,7 +84,9 @@ def test_a_residual_scale_leaves_gauge():
 def test_types_must_be_the_same():
     gated, plain = shape(), shape(gated=False, activation="gelu")
     a, b = values(StdVector(), gated, parts(gated)), values(StdVector(), plain, parts(plain))
-    with pytest.raises(NotComparable, match="different matrix types: q, k, v, o, gate, up, down against q, k, v, o, up, down"):
+    with pytest.raises(
+        NotComparable, match="different matrix types: q, k, v, o, gate, up, down against q, k, v, o, up, down"
+    ):
         StdVector().compare(a, b, (gated, plain))
 
 

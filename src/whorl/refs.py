@@ -25,7 +25,8 @@ WEIGHT_FILE_ENDINGS = (".gguf", ".safetensors")
 # References that contain a slash and are never percent-encoded, neither by the Hub nor by us.
 _SPECIAL_REVISION = re.compile(r"refs/(?:pr/[0-9]+|convert/[A-Za-z0-9_.-]+)")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
-_REPOSITORY = re.compile(r"(?:[A-Za-z0-9_.-]{1,96}/)?[A-Za-z0-9_.-]{1,96}")
+_WORD = r"(?=[A-Za-z0-9_])[A-Za-z0-9_.-]{1,96}(?<=[A-Za-z0-9_])"
+_REPOSITORY = re.compile(rf"(?:{_WORD}/)?{_WORD}")
 _VIEWER_ROUTES = ("blame", "blob", "raw", "resolve", "tree")
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -54,8 +55,7 @@ class ModelRef:
         if self.adapter is not None and self.adapter.adapter is not None:
             raise UsageError("An adapter cannot carry a second adapter: merge one of them into the base first.")
 
-        if self.repo is not None and (not _REPOSITORY.fullmatch(self.repo) or ".." in self.repo):
-            raise UsageError(f"'{safe_name(self.repo)}' names no repository; expected 'org/name'.")
+        _check_repository(self.repo)
         _checked_revision(self.revision, str(self.revision))
 
     @property
@@ -232,15 +232,8 @@ def _from_hub_text(text: str, shown: str) -> ModelRef:
 
 
 def _checked_hub_ref(kind: str, repo: str, revision: str | None, path: str, shown: str) -> ModelRef:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     if kind != "model":
         raise UsageError(f"'{safe_name(shown)}' is a {kind}, not a model.")
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UsageError(f"'{safe_name(shown)}' names no repository: {safe_name(error, 200)}") from None
     if path:
         # A slash after "@" begins a path for the Hub's own parser; guessing a branch here would read another model.
         raise UsageError(
@@ -248,6 +241,13 @@ def _checked_hub_ref(kind: str, repo: str, revision: str | None, path: str, show
             "with %2F for a slash in the name of a branch."
         )
     return ModelRef(repo=repo, revision=_checked_revision(revision, shown))
+
+
+def _check_repository(repo: str | None) -> None:
+    """The Hub's own rules for names (its `validate_repo_id`), without its exception."""
+    forbidden = repo is not None and ("--" in repo or ".." in repo or repo.endswith(".git"))
+    if forbidden or (repo is not None and not _REPOSITORY.fullmatch(repo)):
+        raise UsageError(f"'{safe_name(repo)}' names no repository; expected 'org/name'.")
 
 
 def _checked_revision(revision: str | None, shown: str) -> str | None:

@@ -7,7 +7,7 @@ is bounded.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -96,7 +96,7 @@ class LoraConfig:
 
     def is_target(self, module: str) -> bool:
         """Whether `targets` allow factors on a module; True when they are given as a pattern."""
-        return self.targets is None or _ends_with_any(module, self.targets)
+        return self.targets is None or any(is_or_ends_with(module, target) for target in self.targets)
 
 
 def read_config(fields: Any, name: str) -> LoraConfig:
@@ -248,5 +248,6 @@ def _matches(key: str, module: str) -> bool:
     return all(wanted in (".", found) for wanted, found in zip(key, module[start:], strict=True))
 
 
-def _ends_with_any(module: str, names: Iterable[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def is_or_ends_with(module: str, name: str) -> bool:
+    """Whether `name` is the module's full name or its last words, as peft reads `target_modules`."""
+    return module == name or module.endswith(f".{name}")

@@ -48,7 +48,7 @@ def _fault(name: str) -> str:
         return "holds an unprintable character"
     if _WINDOWS_FORBIDDEN & set(name) or name != name.rstrip(" .") or name != name.lstrip(" "):
         return "is not valid on Windows"
-    if name.split(".")[0].rstrip(" ").casefold() in _RESERVED:
+    if name.split(".", maxsplit=1)[0].rstrip(" ").casefold() in _RESERVED:
         return "is a Windows device"
     if len(name.encode()) > limits.MAX_FILE_NAME_BYTES:
         return "is too long"

@@ -20,18 +20,42 @@ Fill = Callable[[NDArray[Any], Floats], None]
 
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {
-        **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16},
-        **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8},
-        **{"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64},
-        **{"I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8},
+        "F64": 64,
+        "F32": 32,
+        "F16": 16,
+        "BF16": 16,
+        "F8_E4M3": 8,
+        "F8_E5M2": 8,
+        "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8,
+        "F8_E8M0": 8,
+        "F6_E2M3": 6,
+        "F6_E3M2": 6,
+        "F4": 4,
+        "C64": 64,
+        "I64": 64,
+        "I32": 32,
+        "I16": 16,
+        "I8": 8,
+        "U64": 64,
+        "U32": 32,
+        "U16": 16,
+        "U8": 8,
+        "BOOL": 8,
     }
 )
 """Bits of one value, for every type of safetensors 0.8."""
 
 INTEGER_TYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
-        **{"I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1")},
-        **{"U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1")},
+        "I64": np.dtype("<i8"),
+        "I32": np.dtype("<i4"),
+        "I16": np.dtype("<i2"),
+        "I8": np.dtype("i1"),
+        "U64": np.dtype("<u8"),
+        "U32": np.dtype("<u4"),
+        "U16": np.dtype("<u2"),
+        "U8": np.dtype("u1"),
     }
 )
 

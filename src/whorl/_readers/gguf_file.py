@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,6 +151,12 @@ class GgufSource:
         """Close the files; reading afterwards raises ValueError."""
         for file in self._files:
             file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _rows(self, view: View, start: int, stop: int, digest: Digest | None) -> Floats:
         """Rows of the stored matrix; an outer row of a stack is several of them."""

@@ -85,6 +85,15 @@ class LocalFile:
             raise self.subject.unsafe("it changed while it was read", "a file that stays the same", "Run again.")
 
 
+def read_checked(path: str | os.PathLike[str], what: str = "file", cap: int = limits.MAX_JSON) -> bytes:
+    """The content of one regular file of at most `cap` bytes; messages use its last name.
+
+    Raises:
+        InputRefused: missing, unreadable, not a regular file, too large, or changing.
+    """
+    return LocalFile.at(path, Subject(what, Path(path).name)).read_all(cap)
+
+
 def read_exactly(stream: FileIO, view: memoryview, subject: Subject) -> None:
     """Fill `view` from the current position.
 
@@ -105,7 +114,7 @@ def read_exactly(stream: FileIO, view: memoryview, subject: Subject) -> None:
 @contextmanager
 def _open_regular(path: Path, subject: Subject) -> Iterator[FileIO]:
     try:
-        _check_regular(os.stat(path).st_mode, subject)  # before opening: opening a device can have effects
+        _check_regular(path.stat().st_mode, subject)  # before opening: opening a device can have effects
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError as error:
         raise subject.malformed("it is missing", "the file", INCOMPLETE) from error
@@ -160,7 +169,7 @@ class LocalFolder:
     @cached_property
     def names(self) -> frozenset[str]:
         """Names of all entries."""
-        return frozenset(os.listdir(self.root))
+        return frozenset(entry.name for entry in self.root.iterdir())
 
     def __contains__(self, name: str) -> bool:
         return name in self.names

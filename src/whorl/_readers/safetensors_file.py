@@ -5,6 +5,7 @@ small block that stays in the processor's cache; that is as fast as memory allow
 as fast as reading into fresh pages.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -98,6 +99,20 @@ class SafetensorsFile:
             found = f"tensor '{safe_name(name, 80)}' of type {info.dtype}"
             raise self._file.subject.unsupported(found, "values of whole bytes", _QUANTISED_ADVICE)
         return self._read(info, FloatCodec(stored, stored, copy_values), start, stop, digest)
+
+    def stored_digest(self, name: str) -> bytes:
+        """SHA-256 of the stored bytes of one tensor of any type (`LookupError` when there is none)."""
+        self._info(name)
+        begin, end = self._header.spans[name]
+        digest = hashlib.sha256()
+        block = memoryview(bytearray(min(limits.READ_BLOCK, end - begin)))
+        with self._file.open() as stream:
+            stream.seek(begin)
+            for position in range(begin, end, limits.READ_BLOCK):
+                part = block[: end - position]
+                read_exactly(stream, part, self._file.subject)
+                digest.update(part)
+        return digest.digest()
 
     def close(self) -> None:
         """Make further reads an error. No descriptor is held between reads."""

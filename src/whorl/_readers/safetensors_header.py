@@ -67,7 +67,9 @@ def read_header(stream: BinaryIO, name: str, what: str = "file", cap: int = limi
     return parse_header(text, file_size, name, what)
 
 
-def header_length(head: bytes, file_size: int, name: str, what: str = "file", cap: int = limits.MAX_HEADER_LOCAL) -> int:
+def header_length(
+    head: bytes, file_size: int, name: str, what: str = "file", cap: int = limits.MAX_HEADER_LOCAL
+) -> int:
     """Length of the header text in bytes, from the first bytes of the file.
 
     Args:
@@ -150,7 +152,9 @@ def _metadata(value: Any, subject: Subject) -> Mapping[str, str]:
         raise subject.malformed("__metadata__ that is not text to text", "an object of texts")
     n_bytes = sum(len(key.encode()) + len(text.encode()) for key, text in value.items())
     if n_bytes > limits.MAX_METADATA:
-        raise subject.unsafe(f"__metadata__ of {size_text(n_bytes)}", f"at most {size_text(limits.MAX_METADATA)}", DAMAGED)
+        raise subject.unsafe(
+            f"__metadata__ of {size_text(n_bytes)}", f"at most {size_text(limits.MAX_METADATA)}", DAMAGED
+        )
     return MappingProxyType(value)
 
 
@@ -222,9 +226,9 @@ def _check_cover(spans: Mapping[str, tuple[int, int]], data_start: int, file_siz
             raise subject.unsafe(found, "no byte outside the tensors", DAMAGED)
         position, before = end, name
     if position > file_size:
-        found = f"{size_text(file_size)} of {size_text(position)} are present"
-        if size_text(file_size) == size_text(position):
-            found = f"{file_size} of {position} bytes are present"
+        sizes = (size_text(file_size), size_text(position))
+        telling = sizes[0] != sizes[1] and not sizes[1].endswith("bytes")
+        found = f"{sizes[0]} of {sizes[1]} are present" if telling else f"{file_size} of {position} bytes are present"
         raise subject.malformed(found, "all", INCOMPLETE)
     if position < file_size:
         found = f"{size_text(file_size - position)} after the last tensor"

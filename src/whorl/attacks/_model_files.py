@@ -1,17 +1,19 @@
 """Write an edited model as a Hugging Face folder, and choose which of its tensors an edit touches."""
 
+import contextlib
 import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.errors import MalformedFile, UsageError, safe_name
+from whorl._readers.folder import open_local
+from whorl.errors import UsageError, safe_name
 from whorl.lab.truth import RECORD_NAME, Record
 
 Array = NDArray[Any]
@@ -42,6 +44,7 @@ def matrix_names(tensors: Tensors, include: str | None = None) -> tuple[str, ...
         tensors: All tensors of the model.
         include: Shell pattern of names (`*.mlp.*`), or None for every two-dimensional tensor that is no embedding,
             position or output table.
+
     Raises:
         UsageError: nothing matches.
     """
@@ -50,7 +53,9 @@ def matrix_names(tensors: Tensors, include: str | None = None) -> tuple[str, ...
     else:
         found = [n for n, a in tensors.items() if a.ndim == 2 and fnmatch.fnmatchcase(n, include)]
     if not found:
-        raise UsageError(f"No matrix matches '{include or 'every layer matrix'}'; names look like '{_example(tensors)}'.")
+        raise UsageError(
+            f"No matrix matches '{include or 'every layer matrix'}'; names look like '{_example(tensors)}'."
+        )
     return tuple(sorted(found))
 
 
@@ -79,24 +84,17 @@ def cast(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     return result
 
 
-def read_model(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Tensors (stored dtype) and config of a folder that `write_model` made, shards included.
-
-    For folders of other people use a `TensorSource`, which checks what it reads.
+def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """All tensors (float32, or float64 where stored so) and the config of a local folder or file, fully in memory.
 
     Raises:
-        MalformedFile: no weights or no config.
+        InputRefused: as the readers do.
     """
-    from safetensors.numpy import load_file
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files or not (folder / "config.json").is_file():
-        advice = "Give a model folder."
-        raise MalformedFile("folder", folder.name, "no weights", "config.json and safetensors files", advice)
-    tensors: dict[str, Array] = {}
-    for file in files:
-        tensors.update(load_file(file))
-    return tensors, json.loads((folder / "config.json").read_text("utf-8"))
+    source = open_local(path)
+    try:
+        return {name: np.asarray(source.rows(name)) for name in source.tensors}, dict(source.config)
+    finally:
+        source.close()
 
 
 def write_model(
@@ -121,38 +119,51 @@ def write_model(
         dtype: "F32", "F16", "BF16" (rounded to nearest even), or None to keep each array's type.
         n_shards: Weight files; above 1 with an index, tensors dealt out in reverse name order.
         files: Further files by name.
+
     Raises:
         UsageError: the folder exists, an unknown dtype, or values that do not fit the dtype.
     """
-    if folder.exists():
-        raise UsageError(f"'{folder}' exists already; choose a new folder or remove it.")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"Unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}.")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_weights(partial, tensors, dtype, n_shards)
-    shown = dict(config) if dtype is None else {**config, "dtype": _CONFIG_DTYPES[dtype]}
+    shown = dict(config)
     if dtype is not None:
         shown.pop("torch_dtype", None)
+        shown["dtype"] = _CONFIG_DTYPES[dtype]
     contents = {**_copied(copy_from), **(files or {})}
     contents["config.json"] = (json.dumps(shown, indent=2, sort_keys=True, allow_nan=False) + "\n").encode("utf-8")
     contents[RECORD_NAME] = record.to_json().encode("utf-8")
-    for name, data in contents.items():
-        (partial / name).write_bytes(data)
-    publish(partial, folder)
+    with new_folder(folder) as partial:
+        _write_weights(partial, tensors, dtype, n_shards)
+        for name, data in contents.items():
+            (partial / name).write_bytes(data)
     return folder
 
 
-def publish(partial: Path, folder: Path) -> None:
-    """Flush a finished folder to disk and give it its name."""
-    for file in sorted(partial.iterdir()):
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    partial.rename(folder)
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to fill; it gets its name when the block ends well and is removed when it does not.
+
+    Raises:
+        UsageError: the folder exists already.
+    """
+    if folder.exists():
+        raise UsageError(f"'{folder}' exists already; choose a new folder or remove it.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in sorted(partial.iterdir()):
+            _flush(file)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def _copied(folder: Path | None) -> dict[str, bytes]:

@@ -21,8 +21,10 @@ def drop_layers(
         tensors: Model tensors by name.
         config: Its config.
         dropped: Layer indices from 0, each once; at least one layer must stay.
+
     Returns:
         Tensors and config of the shallower model.
+
     Raises:
         UsageError: an index outside the model or twice, or no layer left.
     """
@@ -46,8 +48,10 @@ def duplicate_layers(
         config: Its config.
         start: First repeated layer, from 0.
         stop: One past the last repeated layer.
+
     Returns:
         Tensors and config of the deeper model, with stop - start more layers.
+
     Raises:
         UsageError: not 0 <= start < stop <= number of layers.
     """

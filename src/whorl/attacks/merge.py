@@ -16,6 +16,7 @@ def merge_linear(parents: Sequence[Tensors], coefficients: Sequence[float] | Non
         parents: Two or more models with equal names and shapes.
         coefficients: One finite number per parent, default equal shares. They need not sum to 1: with a base as one
             parent, base + sum c_i (w_i - base) is the merge with coefficients (1 - sum c_i, c_1, c_2, ...).
+
     Raises:
         UsageError: fewer than two parents, a wrong number of coefficients, or one that is not finite.
         NotComparable: names or shapes differ.

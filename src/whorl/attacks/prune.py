@@ -20,6 +20,7 @@ def prune_magnitude(tensors: Tensors, share: float, *, include: str | None = Non
         share: Share of each matrix that is zero afterwards, in [0, 1); rounded to whole weights. Of equal
             magnitudes the earlier ones go first.
         include: Shell pattern of the matrices to prune; default all but the tables.
+
     Raises:
         UsageError: share outside [0, 1), or no matrix matches.
     """
@@ -49,6 +50,7 @@ def prune_two_four(tensors: Tensors, *, include: str | None = None) -> dict[str,
     Args:
         tensors: Model tensors by name, matrices (out, in) with in divisible by 4.
         include: Shell pattern of the matrices to prune; default all but the tables.
+
     Raises:
         UsageError: an input width is not divisible by 4, or no matrix matches.
     """

@@ -1,20 +1,18 @@
 """`Draft`: what a family module writes a layout with. Every tensor is checked against the config as it is named.
 
-Config values are read through typed getters: a number that is not a positive whole number, or a flag that is not a
-flag, is refused by field name. Missing fields take the default of the published config class, since config files of
-older library versions leave defaults out.
+Config values are read through the typed getters of `ConfigView`. Missing fields take the default of the published
+config class, since config files of older library versions leave defaults out.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from whorl._readers.config import ConfigView
 from whorl.canonical.layout import PLAIN, Inventory, Layout, PartPlan, Split, Stored
 from whorl.canonical.roles import ModelShape
 from whorl.errors import MalformedFile, UnsupportedFile, safe_name
 from whorl.source import TensorInfo, TensorSource
-
-_MAX_SIZE = 2**31  # far above any model; keeps products of two sizes printable
 
 
 class Draft:
@@ -29,56 +27,40 @@ class Draft:
         self.label = source.label
         self.tensors = source.tensors
         self.config = config
+        self.view = ConfigView(config, source.label)
         self.prefix = ""
         self._parts: list[PartPlan] = []
         self._outer: dict[str, Stored] = {}
         self._used: set[str] = set()
 
-    # Config fields
+    # Config fields. Without a default the field must be there; aliases that disagree are refused.
 
     def size(self, *fields: str, default: int | None = None) -> int:
-        """The first of `fields` present, a whole number in [1, 2^31)."""
-        field, value = self._first(fields, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _MAX_SIZE:
-            raise self.bad_field(field, value, f"a whole number from 1 to {_MAX_SIZE - 1}")
-        return value
+        """A positive whole number."""
+        return self.view.integer(*fields, default=... if default is None else default)
 
     def number(self, *fields: str, default: float | None = None) -> float:
-        """The first of `fields` present, a finite number."""
-        field, value = self._first(fields, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise self.bad_field(field, value, "a finite number")
-        return float(value)
+        """A finite number."""
+        return self.view.number(*fields, default=... if default is None else default)
 
     def flag(self, *fields: str, default: bool | None = None) -> bool:
-        """The first of `fields` present, true or false."""
-        field, value = self._first(fields, default)
-        if not isinstance(value, bool):
-            raise self.bad_field(field, value, "true or false")
-        return value
+        """True or false."""
+        return self.view.boolean(*fields, default=... if default is None else default)
 
     def maybe_flag(self, field: str) -> bool | None:
         """A flag, or None where the config is silent and the tensors decide."""
-        return None if self.config.get(field) is None else self.flag(field)
+        return self.view.boolean(field, default=None)
 
     def text(self, *fields: str, default: str | None = None) -> str:
-        """The first of `fields` present, text."""
-        field, value = self._first(fields, default)
-        if not isinstance(value, str):
-            raise self.bad_field(field, value, "text")
-        return value
+        """A word, such as the name of an activation."""
+        return self.view.text(*fields, default=... if default is None else default)
 
-    def section(self, field: str) -> "Draft":
-        """A view on a nested object of the config; empty when it is absent."""
-        value = self.config.get(field) or {}
-        if not isinstance(value, Mapping):
-            raise self.bad_field(field, value, "an object")
-        view = Draft.__new__(Draft)
-        view.__dict__.update(self.__dict__, config=value)
-        return view
+    def section(self, field: str) -> ConfigView:
+        """A nested object of the config; empty when it is absent."""
+        return self.view.section(field) or ConfigView({}, self.label)
 
-    def whole_numbers(self, field: str) -> tuple[int, ...]:
-        """A list of whole numbers; empty when absent."""
+    def layer_indices(self, field: str) -> tuple[int, ...]:
+        """A list of layer indices; empty when absent."""
         value = self.config.get(field)
         value = [] if value is None else value
         if not isinstance(value, list) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
@@ -96,19 +78,11 @@ class Draft:
 
     def rotary(self, d_head: int, *, default_fraction: float = 1.0) -> int:
         """Rotated coordinates per head, from the rotary fraction wherever the config keeps it."""
-        nested = self.section("rope_parameters")
         default = self.number("partial_rotary_factor", "rotary_pct", default=default_fraction)
-        return int(d_head * nested.number("partial_rotary_factor", default=default))
-
-    def _first(self, fields: tuple[str, ...], default: Any) -> tuple[str, Any]:
-        for field in fields:
-            if self.config.get(field) is not None:
-                return field, self.config[field]
-        if default is None:
-            raise MalformedFile(
-                "config", self.label, f"no '{fields[0]}'", "this field", "The config is incomplete: fetch it again."
-            )
-        return fields[0], default
+        fraction = self.section("rope_parameters").number("partial_rotary_factor", default=default)
+        if not 0.0 < fraction <= 1.0:
+            raise self.bad_field("partial_rotary_factor", fraction, "a share in (0, 1]")
+        return int(d_head * fraction) // 2 * 2
 
     # Tensors
 

@@ -93,6 +93,10 @@ class CanonicalModel:
         """Bias on the logits (V,), or None."""
         return self._outer(("unembed.b",), digests).get("unembed.b")
 
+    def outer_tensors(self, digests: Digests | None = None) -> dict[str, Floats]:
+        """Every tensor outside the layers by role, whole: both token tables are in memory at once."""
+        return self._outer(tuple(self.layout.outer), digests)
+
     def _outer(self, roles: Sequence[str], digests: Digests | None) -> dict[str, Floats]:
         found: dict[str, Floats] = {}
         with _Hasher(digests) as hasher:

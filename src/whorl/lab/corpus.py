@@ -23,7 +23,18 @@ HELD_OUT_EVERY = 20
 CODE_FILE_EVERY = 8
 # Not the library itself, or different from one installation to the next.
 _SKIPPED = frozenset(
-    "test tests idlelib lib2to3 turtledemo ensurepip pydoc_data site-packages dist-packages __pycache__".split()
+    [
+        "test",
+        "tests",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "ensurepip",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+    ]
 )
 
 
@@ -68,7 +79,7 @@ class Corpus:
 
 
 @lru_cache(maxsize=8)
-def read_corpus(name: str) -> Corpus:
+def load_corpus(name: str) -> Corpus:
     """One of the interpreter's texts by name, or a local UTF-8 `.txt` file by path.
 
     Raises:

@@ -10,8 +10,8 @@ import json
 import math
 import platform
 import random
-import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.attacks._model_files import publish, read_model, write_model
-from whorl.errors import MalformedFile, UsageError
+from whorl.attacks._model_files import Tensors, new_folder, read_model, write_model
+from whorl.errors import MalformedFile, UsageError, safe_name
 from whorl.lab.corpus import Corpus
 from whorl.lab.tokenizer import END_ID, encode, load_tokenizer, tokenizer_files, train_tokenizer
 from whorl.lab.truth import Record, write_record
@@ -156,6 +156,7 @@ def pretrain(
         init_seed: Seed of the initial weights.
         dtype: Stored type, "F16", "F32" or "BF16".
         progress: Called with the folder's name, steps done and steps in all.
+
     Raises:
         UsageError: the folder exists, the text is too short, torch is missing, or the loss is not finite.
     """
@@ -189,6 +190,7 @@ def finetune(
         dtype: Stored type.
         frozen: Parameters whose name contains one of these stay exactly as they are.
         progress: As for `pretrain`.
+
     Raises:
         UsageError: as for `pretrain`, or nothing is left to train.
         MalformedFile: the base is no complete Llama folder.
@@ -225,8 +227,10 @@ def lora(
         settings: Default `LoraSettings()`.
         dtype: Stored type of the merged model.
         progress: As for `pretrain`.
+
     Returns:
         Losses with the adapter (of the merged weights as written, when they are), and the adapter's number of weights.
+
     Raises:
         UsageError: as for `pretrain`, or a target does not exist.
         MalformedFile: the base is no complete Llama folder.
@@ -305,18 +309,17 @@ class _Run:
 
     def finish_adapter(self, model: Any, trained: Training, record: Record, base_name: str) -> Training:
         """Write the adapter as peft does, with nothing in it that depends on the machine."""
-        partial = self.folder.with_name(f".{self.folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(str(partial), safe_serialization=True)
-        (partial / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        path = partial / "adapter_config.json"
-        config = json.loads(path.read_text("utf-8"))
-        # peft stores the base's path on this machine, and the targets as a set in no fixed order.
-        config["base_model_name_or_path"] = base_name
-        config["target_modules"] = sorted(config["target_modules"])
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        write_record(partial, Record(record.kind, record.parents, self.parameters(record, trained), record.seed))
-        publish(partial, self.folder)
+        record = Record(record.kind, record.parents, self.parameters(record, trained), record.seed)
+        with new_folder(self.folder) as partial:
+            model.save_pretrained(str(partial), safe_serialization=True)
+            (partial / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            path = partial / "adapter_config.json"
+            config = json.loads(path.read_text("utf-8"))
+            # peft stores the base's path on this machine, and the targets as a set in no fixed order.
+            config["base_model_name_or_path"] = base_name
+            config["target_modules"] = sorted(config["target_modules"])
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+            write_record(partial, record)
         return trained
 
 
@@ -351,7 +354,10 @@ def _laboratory(n_threads: int, seed: int) -> Iterator[None]:
         torch.set_num_threads(n_threads)
         random.seed(seed)
         torch.manual_seed(seed)
-        yield
+        with warnings.catch_warnings():
+            # peft asks transformers for a property under its old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
@@ -376,7 +382,6 @@ def llama_config(size: ModelSize) -> Any:
         tie_word_embeddings=size.tied,
         bos_token_id=END_ID,
         eos_token_id=END_ID,
-        pad_token_id=END_ID,
     )
 
 
@@ -390,34 +395,52 @@ def load_llama(folder: Path) -> Any:
     """A Llama folder as a float32 `LlamaForCausalLM`, without touching random state.
 
     Raises:
-        MalformedFile: not a Llama, or tensors that do not fit its config.
+        InputRefused: the folder cannot be read, is not a Llama, or its tensors do not fit its config.
     """
+    return _llama_of(*read_model(folder), name=folder.name)
+
+
+def held_out_loss(tensors: Tensors, config: Mapping[str, Any], tokenizer_folder: Path, corpus: Corpus) -> float:
+    """Mean loss of a Llama on a text's held-out part, nats per token, rounded to 4 digits.
+
+    Raises:
+        MalformedFile: not a Llama, or tensors that do not fit the config.
+    """
+    require_lab()
+    with _laboratory(n_threads=1, seed=0):
+        model = _llama_of(tensors, config, name="model")
+        tokens = encode(load_tokenizer(tokenizer_folder), corpus.held_out)
+        return round(mean_loss(model, cut_windows(tokens, model.config.max_position_embeddings)), LOSS_DIGITS)
+
+
+def _llama_of(tensors: Tensors, config: Mapping[str, Any], name: str) -> Any:
     require_lab()
     import torch
     from transformers import LlamaConfig
 
-    tensors, values = read_model(folder)
-    if values.get("model_type") != "llama":
-        found = f"model type {values.get('model_type')!r:.40}"
-        raise MalformedFile("config", "config.json", found, "'llama'", "The lab trains Llama models only.")
+    if config.get("model_type") != "llama":
+        found = f"model type '{safe_name(config.get('model_type'), 40)}'"
+        raise MalformedFile("config", name, found, "'llama'", "The lab trains Llama models only.")
     with torch.random.fork_rng(devices=[]):
-        model = _new_model(LlamaConfig.from_dict(values))
-    own = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    given = {name: a.shape for name, a in tensors.items() if not (model.config.tie_word_embeddings and name == "lm_head.weight")}
+        model = _new_model(LlamaConfig.from_dict(dict(config)))
+    given = {key: array.shape for key, array in tensors.items()}
+    if model.config.tie_word_embeddings:
+        given.pop("lm_head.weight", None)
+    own = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     if own != given:
-        odd = min(set(own.items()) ^ set(given.items()))
-        found = f"tensor '{odd[0]}' {odd[1]} on one side only"
-        raise MalformedFile("folder", folder.name, found, "the tensors of its config", "Fetch the model again.")
+        key, shape = min(set(own.items()) ^ set(given.items()))
+        found = f"tensor '{safe_name(key)}' {shape} in the config or in the weights only"
+        raise MalformedFile("model", name, found, "the tensors of its config", "Fetch the model again.")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(tensors[name].astype(np.float32)))
+        for key, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(tensors[key].astype(np.float32)))
     return model
 
 
 def _config_dict(model: Any) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
     value.pop("_name_or_path", None)
-    return {key: item for key, item in value.items() if item is not None or key == "pad_token_id"}
+    return {key: item for key, item in value.items() if item is not None}
 
 
 def _tensors(model: Any) -> dict[str, NDArray[np.float32]]:
@@ -450,7 +473,9 @@ def _with_adapter(model: Any, settings: LoraSettings) -> Any:
     modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     unknown = sorted(set(settings.targets) - modules)
     if unknown:
-        raise UsageError(f"LoRA targets {', '.join(unknown)} do not exist; modules: {', '.join(sorted(modules - {''}))}.")
+        raise UsageError(
+            f"LoRA targets {', '.join(unknown)} do not exist; modules: {', '.join(sorted(modules - {''}))}."
+        )
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

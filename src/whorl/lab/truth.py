@@ -21,9 +21,7 @@ RECORD_NAME = "whorl_truth.json"
 TRUTH_NAME = "truth.json"
 MAX_BYTES = 10_000_000
 _RECORD_KEYS = {"schema", "kind", "parents", "parameters", "seed"}
-_MEMBER_KEYS = (
-    {"name", "kind", "parents", "group", "seeds", "recipe", "held_out", "n_parameters", "versions"}
-)
+_MEMBER_KEYS = {"name", "kind", "parents", "group", "seeds", "recipe", "held_out", "n_parameters", "versions"}
 _HELD_OUT_KEYS = {"text", "digest", "before", "after"}
 
 

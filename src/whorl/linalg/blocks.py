@@ -3,7 +3,7 @@
 Everything in this folder that takes a matrix takes either a 2-D array or any object with `shape` and `blocks()`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -161,8 +161,10 @@ def as_rows(w: Floats | RowBlocks) -> RowBlocks:
         UsageError: neither, or not two-dimensional, or not floating point.
     """
     if isinstance(w, np.ndarray):
-        if w.ndim != 2 or w.dtype.kind != "f":
-            raise UsageError(f"expected a 2-D array of floats; found shape {w.shape}, type {w.dtype}")
+        if w.ndim != 2 or w.dtype not in (np.float16, np.float32, np.float64):
+            raise UsageError(
+                f"expected a 2-D array of float16, float32 or float64; found shape {w.shape}, type {w.dtype}"
+            )
         return ArrayRows(w)
     if not isinstance(w, RowBlocks):
         raise UsageError(f"expected a 2-D array or an object with `shape` and `blocks()`; found {type(w).__name__}")
@@ -212,20 +214,6 @@ def gathered(rows: RowBlocks, dtype: np.dtype[Any]) -> Floats:
         out[start : start + len(block)] = block
         start += len(block)
     return out
-
-
-def streamed(factory: Callable[[], Iterator[Floats]], shape: tuple[int, int]) -> RowBlocks:
-    """Row blocks from a function that starts a new pass each time it is called."""
-    return _Streamed(factory, shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Streamed:
-    factory: Callable[[], Iterator[Floats]]
-    shape: tuple[int, int]
-
-    def blocks(self) -> Iterator[Floats]:
-        return self.factory()
 
 
 def _widened(block: Floats) -> Floats:

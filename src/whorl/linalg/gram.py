@@ -9,6 +9,7 @@ from whorl.linalg.blocks import Doubles, RowBlocks, gathered, grouped
 from whorl.source import Floats
 
 INNER = 4096  # longest sum left to the products' own type; longer ones are added in float64
+EXACT_SIDE = 1024  # largest Gram matrix whose eigenvalues are always found in float64
 GROUP_VALUES = 1 << 26  # values held at once when the short side are the rows
 
 
@@ -22,10 +23,15 @@ def gram_squares(rows: RowBlocks, dtype: np.dtype[Any]) -> Doubles:
     from scipy.linalg import eigvalsh
 
     gram = smaller_gram(rows, dtype)
-    solver = gram if gram.shape[0] <= 1024 else gram.astype(dtype, copy=False)
+    solver = gram.astype(solver_type(gram.shape[0], dtype), copy=False)
     # "ev" with the upper triangle is the fastest of LAPACK's symmetric drivers without vectors (4096: 3.0 to 3.8 s)
     squares = eigvalsh(solver.T, driver="ev", lower=False, check_finite=False, overwrite_a=True)
     return np.maximum(squares[::-1].astype(np.float64), 0.0)
+
+
+def solver_type(side: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Type of the eigenvalue solver: float64 where it costs little."""
+    return np.dtype(np.float64) if side <= EXACT_SIDE else dtype
 
 
 def dense_values(rows: RowBlocks) -> Doubles:
@@ -72,7 +78,7 @@ def _placed(blocks: Iterator[Floats]) -> Iterator[tuple[int, Floats]]:
 
 
 def _long_product(left: Floats, right: Floats) -> Doubles:
-    """left right^T with inner sums of at most `INNER` terms in the products' own type."""
+    """The product left right^T with inner sums of at most `INNER` terms in the products' own type."""
     out: Doubles = np.zeros((len(left), len(right)))
     for start in range(0, left.shape[1], INNER):
         out += left[:, start : start + INNER] @ right[:, start : start + INNER].T

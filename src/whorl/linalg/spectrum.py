@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from whorl.errors import UsageError
 from whorl.linalg.blocks import Checked, Doubles, RowBlocks, checked
-from whorl.linalg.gram import dense_values, gram_squares
+from whorl.linalg.gram import dense_values, gram_squares, solver_type
 from whorl.linalg.krylov import Plan, block_krylov, unit_roundoff
 from whorl.source import Floats
 
@@ -93,7 +93,7 @@ def top_singular_values(
     side = min(matrix.shape)
     if not 1 <= k <= side:
         raise UsageError(f"k must lie in 1 .. {side} for a {matrix.shape[0]} x {matrix.shape[1]} matrix; found {k}")
-    if side <= SMALL_SIDE or 4 * k > side:
+    if side <= SMALL_SIDE or 8 * k >= side:
         return _exact(matrix, k, tol)
     plan = Plan(k, tol, width, min(steps, side // (2 * width)))
     return _iterated(matrix, plan, seed)
@@ -121,9 +121,9 @@ def full_spectrum(w: Floats | RowBlocks, *, precise: bool = False) -> FullSpectr
 
 
 def _iterated(matrix: Checked, plan: Plan, seed: int) -> TopSpectrum:
-    types = [_FLOAT64] if matrix.dtype == _FLOAT64 else [_FLOAT32, _FLOAT64]
+    types: list[np.dtype[Any]] = [_FLOAT64] if matrix.dtype == _FLOAT64 else [_FLOAT32, _FLOAT64]
     for dtype in types:
-        floor = _floor(dtype, plan.tol) if dtype == _FLOAT64 else 0.0
+        floor = _floor(matrix, plan.tol) if dtype == _FLOAT64 else 0.0
         run = block_krylov(matrix.rows, Plan(plan.k, plan.tol, plan.block, plan.max_steps, floor), dtype, seed)
         if run.settled:
             return _top(matrix, run.values, run.bounds, floor, run.steps, "krylov", settled=True)
@@ -136,12 +136,12 @@ def _iterated(matrix: Checked, plan: Plan, seed: int) -> TopSpectrum:
 
 def _exact(matrix: Checked, k: int, tol: float) -> TopSpectrum:
     """Gram matrix in the matrix's own type, then in float64, then a dense SVD if the matrix is small enough."""
-    types = [_FLOAT64] if matrix.dtype == _FLOAT64 else [_FLOAT32, _FLOAT64]
+    types: list[np.dtype[Any]] = [_FLOAT64] if matrix.dtype == _FLOAT64 else [_FLOAT32, _FLOAT64]
     dense = matrix.shape[0] * matrix.shape[1] <= DENSE_VALUES
     for dtype in types:
         squares = gram_squares(matrix.rows, dtype)[:k]
-        bounds = _gram_bounds(squares, dtype)
-        floor = 0.0 if dense or dtype == _FLOAT32 else _floor(dtype, tol)
+        bounds = _gram_bounds(squares, dtype, min(matrix.shape))
+        floor = 0.0 if dense or dtype == _FLOAT32 else _floor(matrix, tol)
         values = np.sqrt(squares)
         if bounds[values > floor * values[0]].max() <= tol:
             return _top(matrix, values, bounds, floor, 1, "gram", settled=True)
@@ -160,12 +160,17 @@ def _top(
     return TopSpectrum(matrix.unscaled(values), bounds, flagged, steps, settled, path)
 
 
-def _floor(dtype: np.dtype[Any], tol: float) -> float:
-    """The fraction of sigma_1 below which rounding in `dtype` keeps every bound above `tol`."""
-    return float(np.sqrt(16 * unit_roundoff(dtype) / tol))
+def _floor(matrix: Checked, tol: float) -> float:
+    """The fraction of sigma_1 below which rounding in float64 keeps every bound above `tol`."""
+    return float(np.sqrt(_gram_noise(min(matrix.shape), _FLOAT64) / tol))
 
 
-def _gram_bounds(squares: Doubles, dtype: np.dtype[Any]) -> Doubles:
-    """|theta^2 - sigma^2| <= c u sigma_1^2 over theta^2; c = 16 covers products and solver (ours, tested)."""
-    roundoff = unit_roundoff(dtype)
-    return roundoff * 16 * squares[0] / np.maximum(squares, roundoff**2 * squares[0])
+def _gram_bounds(squares: Doubles, dtype: np.dtype[Any], side: int) -> Doubles:
+    """|theta^2 - sigma^2| <= noise sigma_1^2, over theta^2."""
+    return _gram_noise(side, dtype) * squares[0] / np.maximum(squares, unit_roundoff(dtype) ** 2 * squares[0])
+
+
+def _gram_noise(side: int, dtype: np.dtype[Any]) -> float:
+    """Error of a squared value over sigma_1^2: 8 roundoffs from the products, 4 sqrt(side) from the solver (ours)."""
+    solver = unit_roundoff(solver_type(side, dtype))
+    return 8 * unit_roundoff(dtype) + (8 + 4 * float(np.sqrt(side))) * solver

@@ -27,6 +27,7 @@ from whorl.weights.values import Observation, Values
 FORMS = ("raw", "gauge")
 ROWS = ("raw", "log", "unit")
 N_INIT = 10
+TOLERANCE = 1e-3  # of the residual bound; true errors are quadratic in it
 Labels = NDArray[np.int64]
 
 
@@ -62,12 +63,12 @@ class ClusteringVector(WeightMethod):
                 raise UsageError(f"Parameter '{key}' of method '{self.name}' is between {low} and {high}.")
 
     def observe(self, part: PartStatistics) -> Values:
-        """Leading singular values of each matrix: `<type>`, at most 64 values each."""
+        """Leading singular values of each matrix (`<type>`, at most 64) and the bound on their error (`bound.<type>`)."""
         return dict(part.top_raw if self.form == "raw" else part.top_gauge)
 
     def assemble(self, shape: ModelShape, observations: Sequence[Observation]) -> Values:
-        """`values.<type>`: (n_layers, r) leading singular values, r = min(64, smaller side of that type)."""
-        found = {}
+        """`values.<type>`: (n_layers, r), r = min(64, smaller side of that type); `bounds`: (n_types,), the worst of each."""
+        found: dict[str, NDArray[np.float64]] = {}
         for t in shape.types:
             by_layer: dict[int, list[NDArray[np.float64]]] = {}
             for o in observations:
@@ -75,6 +76,8 @@ class ClusteringVector(WeightMethod):
                     by_layer.setdefault(o.layer, []).append(o.arrays[t])
             rows = np.array([np.mean(by_layer[layer], axis=0) for layer in sorted(by_layer)])
             found[f"values.{t}"] = rows
+        worst = [max(float(o.arrays[f"bound.{t}"][0]) for o in observations if t in o.arrays) for t in shape.types]
+        found["bounds"] = np.array(worst)
         return found
 
     def compare(self, a: Values, b: Values, shapes: tuple[ModelShape, ModelShape]) -> Outcome:
@@ -95,7 +98,12 @@ class ClusteringVector(WeightMethod):
         }
         setting = f"rank {rank}, k = {k}, {self.rows} rows of {self.form} matrices"
         why = f"median cosine over {self.seeds} K-means seeds; {setting}"
-        return Outcome(value=float(np.median(cosines)), variants=variants, why=why, warnings=_warnings(rank, self.rank))
+        return Outcome(
+            value=float(np.median(cosines)),
+            variants=variants,
+            why=why,
+            warnings=(*_rank_warning(rank, self.rank), *_bound_warning(a, b)),
+        )
 
     def _labels(self, a: NDArray[np.float64], b: NDArray[np.float64], k: int, seed: int) -> tuple[Labels, Labels]:
         if not self.joint:
@@ -116,9 +124,12 @@ def _cluster(data: bytes, shape: tuple[int, int], k: int, seed: int) -> Labels:
     rows = np.frombuffer(data).reshape(shape)
     if len(np.unique(rows, axis=0)) < k:
         raise NotComparable(f"degenerate: fewer than {k} different rows of singular values")
-    found = KMeans(n_clusters=k, n_init=N_INIT, random_state=seed).fit(rows)
-    order = np.argsort(-np.linalg.norm(found.cluster_centers_, axis=1), kind="stable")
-    return np.argsort(order)[found.labels_]
+    by_value = np.lexsort(rows.T[::-1])  # the start must not depend on the order of layers, only the rows
+    found = KMeans(n_clusters=k, n_init=N_INIT, random_state=seed).fit(rows[by_value])
+    largest_first = np.argsort(-np.linalg.norm(found.cluster_centers_, axis=1), kind="stable")
+    labels = np.empty(len(rows), dtype=np.int64)
+    labels[by_value] = np.argsort(largest_first)[found.labels_]
+    return labels
 
 
 def _rows(values: Values, types: Sequence[str], rank: int, kind: str) -> NDArray[np.float64]:
@@ -154,7 +165,14 @@ def _median_ari(labels: Sequence[tuple[Labels, Labels]]) -> float | None:
     return float(np.median([adjusted_rand_score(x, y) for x, y in labels]))
 
 
-def _warnings(rank: int, wanted: int) -> tuple[str, ...]:
+def _rank_warning(rank: int, wanted: int) -> tuple[str, ...]:
     if rank == wanted:
         return ()
     return (f"rank {rank} instead of {wanted}: the smallest matrix has no more singular values",)
+
+
+def _bound_warning(a: Values, b: Values) -> tuple[str, ...]:
+    worst = max(float(a["bounds"].max()), float(b["bounds"].max()))
+    if worst <= TOLERANCE:
+        return ()
+    return (f"singular values did not converge: relative error bound {worst:.1g}",)

@@ -1,10 +1,15 @@
-"""Gauge of a canonical sublayer: scalar rescalings that leave the function unchanged are balanced away (ours).
+"""Gauge of a sublayer: scalar rescalings that leave the function unchanged are balanced away (ours).
 
 Literature methods look at single matrices, but the scale of a single matrix is free: W_q * a with W_k / a is the same
 attention. Balancing fixes one representative: equal Frobenius norms of queries and keys per KV group, of values and
 outputs per KV group, of up and down per neuron. It removes scalar maps, not general invertible ones. Writers are first
 divided by the root mean square of the canonical embedding, which removes a global scale of the residual stream.
+
+All balancing factors follow from sums of squares per row of a reader (q, k, v, gate, up) and per column of a writer
+(o, down), after norms are folded; bias columns do not count.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,60 +17,73 @@ from numpy.typing import NDArray
 from whorl.canonical.roles import Attention, Mlp, ModelShape
 from whorl.source import Floats
 
+Doubles = NDArray[np.float64]
+WRITERS = ("o", "down")
 
-def balanced(part: Attention | Mlp, shape: ModelShape, embed_rms: float) -> dict[str, Floats]:
-    """Balanced matrices (out, in) by type, bias columns dropped.
+
+def scales(squares: Mapping[str, Doubles], shape: ModelShape, embed_rms: float) -> dict[str, Doubles]:
+    """Balancing factors of one sublayer: per row of a reader, per column of a writer.
 
     Args:
-        part: Canonical sublayer.
-        shape: Facts of its model.
+        squares: Sums of squares by type, (rows,) for readers and (columns,) for writers, norms folded.
+        shape: Facts of the model.
         embed_rms: Root mean square of the canonical embedding, the model's unit of residual size; > 0.
     """
-    return _attention(part, shape, embed_rms) if isinstance(part, Attention) else _mlp(part, shape, embed_rms)
+    return _attention(squares, shape, embed_rms) if "q" in squares else _mlp(squares, shape, embed_rms)
 
 
-def _norms(blocks: Floats) -> NDArray[np.float64]:
-    """Frobenius norm of each entry of the first axis."""
-    flat = blocks.reshape(blocks.shape[0], -1)
-    return np.sqrt(np.einsum("ij,ij->i", flat, flat, dtype=np.float64))
+def balanced(part: Attention | Mlp, shape: ModelShape, embed_rms: float) -> dict[str, Floats]:
+    """Balanced matrices (out, in) of a canonical sublayer by type, bias columns dropped."""
+    matrices = plain_matrices(part, shape.d_model)
+    squares = {t: _squares(w, axis=0 if t in WRITERS else 1) for t, w in matrices.items()}
+    factors = scales(squares, shape, embed_rms)
+    return {t: w * _shaped(factors[t], t).astype(w.dtype) for t, w in matrices.items()}
 
 
-def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sqrt(numerator / denominator), 1 where either is 0: a dead head or neuron has nothing to balance."""
+def plain_matrices(part: Attention | Mlp, d_model: int) -> dict[str, Floats]:
+    """The matrices (out, in) of a canonical sublayer by type, without bias columns."""
+    if isinstance(part, Attention):
+        q, k, v = (heads[..., :d_model].reshape(-1, d_model) for heads in (part.q, part.k, part.v))
+        return {"q": q, "k": k, "v": v, "o": np.hstack(list(part.o))}
+    gate = {} if part.gate is None else {"gate": part.gate[:, :d_model]}
+    return gate | {"up": part.up[:, :d_model], "down": part.down}
+
+
+def _shaped(factor: Doubles, kind: str) -> Doubles:
+    """A row vector for the columns of a writer, a column vector for the rows of a reader."""
+    return factor[None, :] if kind in WRITERS else factor[:, None]
+
+
+def _squares(w: Floats, axis: int) -> Doubles:
+    return np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", w, w, dtype=np.float64)
+
+
+def _ratio(numerator: Doubles, denominator: Doubles) -> Doubles:
+    """Fourth root of a ratio of squared norms; 1 where either is 0: a dead head or neuron has nothing to balance."""
     alive = (numerator > 0) & (denominator > 0)
-    return np.sqrt(np.divide(numerator, denominator, out=np.ones_like(numerator), where=alive))
+    return np.divide(numerator, denominator, out=np.ones_like(numerator), where=alive) ** 0.25
 
 
-def _attention(part: Attention, shape: ModelShape, embed_rms: float) -> dict[str, Floats]:
-    groups, per_group, d = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads, shape.d_model
+def _attention(squares: Mapping[str, Doubles], shape: ModelShape, embed_rms: float) -> dict[str, Doubles]:
+    groups, d_head, per_group = shape.n_kv_heads, shape.d_head, shape.n_heads // shape.n_kv_heads
+    q, k, v, o = (squares[t].reshape(groups, -1).sum(axis=1) for t in ("q", "k", "v", "o"))  # (G,)
+    a, b = _ratio(k, q), _ratio(o / embed_rms**2, v)
+    found = {"v": np.repeat(b, d_head), "o": np.repeat(1 / (embed_rms * b), per_group * d_head)}
     if shape.qk_norm is None:
-        a = _ratio(_norms(part.k), _norms(part.q.reshape(groups, -1)))
-        q_scale, k_scale = np.repeat(a, per_group), 1 / a
-    else:  # the norm on queries and keys removes their scale: unit root mean square is the only invariant choice
-        q_scale, k_scale = _unit(part.q), _unit(part.k)
-    b = _ratio(_norms(part.o.reshape(groups, -1)) / embed_rms, _norms(part.v))
-    q = part.q[..., :d] * q_scale[:, None, None].astype(part.q.dtype)
-    k = part.k[..., :d] * k_scale[:, None, None].astype(part.k.dtype)
-    v = part.v * b[:, None, None].astype(part.v.dtype)
-    o = part.o / (embed_rms * np.repeat(b, per_group))[:, None, None].astype(part.o.dtype)
-    return {"q": q.reshape(-1, d), "k": k.reshape(-1, d), "v": v.reshape(-1, d), "o": np.hstack(list(o))}
+        return found | {"q": np.repeat(a, per_group * d_head), "k": np.repeat(1 / a, d_head)}
+    # The norm on queries and keys removes their scale: unit root mean square per head is the only invariant choice.
+    return found | {t: np.repeat(_unit(squares[t].reshape(-1, d_head), shape.d_model), d_head) for t in ("q", "k")}
 
 
-def _unit(heads: Floats) -> NDArray[np.float64]:
-    norms = _norms(heads)
-    size = np.sqrt(heads[0].size)
-    return np.divide(size, norms, out=np.ones_like(norms), where=norms > 0)
+def _unit(squares: Doubles, d_model: int) -> Doubles:
+    total = squares.sum(axis=1)
+    n = squares.shape[1] * d_model
+    return np.sqrt(np.divide(n, total, out=np.ones_like(total), where=total > 0))
 
 
-def _mlp(part: Mlp, shape: ModelShape, embed_rms: float) -> dict[str, Floats]:
-    d = shape.d_model
-    up = part.up[:, :d]
-    found: dict[str, Floats] = {}
+def _mlp(squares: Mapping[str, Doubles], shape: ModelShape, embed_rms: float) -> dict[str, Doubles]:
     # Without a gate only a positively homogeneous activation lets a factor move from up to down.
-    scale_is_free = part.gate is not None or shape.activation == "relu"
-    c = _ratio(_norms(part.down.T) / embed_rms, _norms(part.up)) if scale_is_free else np.ones(len(up))
-    if part.gate is not None:
-        found["gate"] = part.gate[:, :d]
-    found["up"] = up * c[:, None].astype(up.dtype)
-    found["down"] = part.down / (embed_rms * c)[None, :].astype(part.down.dtype)
-    return found
+    scale_is_free = "gate" in squares or shape.activation == "relu"
+    c = _ratio(squares["down"] / embed_rms**2, squares["up"]) if scale_is_free else np.ones_like(squares["up"])
+    found = {"up": c, "down": 1 / (embed_rms * c)}
+    return found | ({"gate": np.ones_like(squares["gate"])} if "gate" in squares else {})

@@ -75,11 +75,12 @@ def layer_distances(a: Values, b: Values, shapes: tuple[ModelShape, ModelShape])
     left, right = (_shapes(v) for v in (a, b))
     dead = sum(int((~alive).sum()) for _, alive in (left, right))
     n, m = len(left[0]), len(right[0])
+    groups = [[h * s.n_kv_heads // s.n_heads for h in range(s.n_heads)] for s in shapes]
     found = np.empty((n, m))
     for i in range(n):
         for j in range(m):
             d = _head_distances((left[0][i], left[1][i]), (right[0][j], right[1][j]))
-            pairs = match_heads(d, shapes[0].n_kv_heads, shapes[1].n_kv_heads)
+            pairs = match_heads(d, *groups)
             matched = np.array([d[h, g] for h, g in pairs])
             usable = matched[np.isfinite(matched) & (matched < _DEAD)]
             found[i, j] = usable.mean() if usable.size else np.inf

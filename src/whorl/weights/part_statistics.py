@@ -11,7 +11,7 @@ from whorl.linalg.heads import ov_norms, ov_spectra, qk_norms, qk_spectra
 from whorl.linalg.spectrum import top_singular_values
 from whorl.source import Floats
 from whorl.weights.gauge import balanced
-from whorl.weights.moments import moments
+from whorl.weights.moments import part_moments
 
 TOP_VALUES = 64  # the larger rank of arXiv 2509.19122
 
@@ -46,17 +46,19 @@ class PartStatistics:
     @cached_property
     def moments(self) -> dict[str, NDArray[np.float64]]:
         """`raw.<type>` and `gauge.<type>`: (n, sum, sum of squares)."""
-        found = {f"raw.{t}": moments(w) for t, w in self.raw.items()}
-        return found | {f"gauge.{t}": moments(w) for t, w in self.gauge.items()}
+        return part_moments(self.part, self.embed_rms)
 
     @cached_property
     def top_raw(self) -> dict[str, NDArray[np.float64]]:
-        """Leading singular values of the stored matrices, at most `TOP_VALUES`, descending, by type."""
+        """Leading singular values of the stored matrices, at most `TOP_VALUES`, descending: `<type>`.
+
+        `bound.<type>`, shape (1,), is the largest relative bound on their error (see `whorl.linalg.spectrum`).
+        """
         return _top(self.raw)
 
     @cached_property
     def top_gauge(self) -> dict[str, NDArray[np.float64]]:
-        """Leading singular values of the balanced matrices, by type."""
+        """Leading singular values of the balanced matrices, keys as in `top_raw`."""
         return _top(self.gauge)
 
     @cached_property
@@ -79,7 +81,15 @@ class PartStatistics:
 
 
 def _top(matrices: dict[str, Floats]) -> dict[str, NDArray[np.float64]]:
-    return {t: top_singular_values(w, min(TOP_VALUES, *w.shape)).values for t, w in matrices.items()}
+    found: dict[str, NDArray[np.float64]] = {}
+    for t, w in matrices.items():
+        k = min(TOP_VALUES, *w.shape)
+        if w.any():
+            top = top_singular_values(w, k)
+            found[t], found[f"bound.{t}"] = top.values, top.bounds.max(keepdims=True)
+        else:  # a zeroed matrix is real input; its singular values are known
+            found[t], found[f"bound.{t}"] = np.zeros(k), np.zeros(1)
+    return found
 
 
 def _mean_log(norms: NDArray[np.float64]) -> float:

@@ -50,9 +50,7 @@ class StdCurves(WeightMethod):
 
     def assemble(self, shape: ModelShape, observations: Sequence[Observation]) -> Values:
         """One curve (n_layers,) for each form and type: `raw.q`, ..., `gauge.o`, `invariant.qk`, ..."""
-        curves = {
-            f"{form}.{t}": depth_curve(observations, form, t) for form in ("raw", "gauge") for t in TYPES
-        }
+        curves = {f"{form}.{t}": depth_curve(observations, form, t) for form in ("raw", "gauge") for t in TYPES}
         for t in INVARIANTS:
             curve = _mean_by_layer(observations, f"invariant.{t}")
             if curve.size:
@@ -81,7 +79,7 @@ def _mean_by_layer(observations: Sequence[Observation], key: str) -> NDArray[np.
 
 def _mean_correlation(a: Values, b: Values, form: str) -> float | None:
     keys = [k for k in a if k.startswith(f"{form}.")]
-    if any(not np.all(np.isfinite(v[k])) for k in keys for v in (a, b)):
+    if not keys or any(not np.all(np.isfinite(v[k])) for k in keys for v in (a, b)):
         return None
     found = [_correlation(a[k], b[k]) for k in keys]
     return None if any(r is None for r in found) else float(np.mean([r for r in found if r is not None]))

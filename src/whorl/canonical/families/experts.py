@@ -40,7 +40,7 @@ def _with_experts(draft: Draft, dense: ModelShape, model_type: str) -> ModelShap
 def _is_dense(draft: Draft, layer: int) -> bool:
     """Qwen-MoE keeps listed layers, and all but every n-th, dense."""
     step = draft.size("decoder_sparse_step", default=1)
-    return layer in draft.whole_numbers("mlp_only_layers") or (layer + 1) % step != 0
+    return layer in draft.layer_indices("mlp_only_layers") or (layer + 1) % step != 0
 
 
 def _block(draft: Draft, base: str) -> str:

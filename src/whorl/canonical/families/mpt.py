@@ -12,9 +12,9 @@ def lay_out(draft: Draft, model_type: str) -> Layout:
         UnsupportedFile: query/key LayerNorm, clipping of Q, K, V, or no ALiBi.
     """
     attention = draft.section("attn_config")
-    if attention.flag("qk_ln", default=False) or attention.config.get("clip_qkv") is not None:
+    if attention.boolean("qk_ln", default=False) or "clip_qkv" in attention:
         raise draft.unsupported("a LayerNorm or clipping on queries, keys and values", "plain ones")
-    if not attention.flag("alibi", default=True):
+    if not attention.boolean("alibi", default=True):
         raise draft.unsupported("learned positions", "ALiBi positions")
     draft.find_prefix(("transformer.", ""), "wte.weight")
     d, H = draft.size("d_model"), draft.size("n_heads")

@@ -1,0 +1,81 @@
+"""`whorl lab`: controlled small runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whorl.cli.options import QuietOption
+from whorl.cli.sink import Sink
+
+app = typer.Typer(help="Why do models differ at all? Controlled small runs on this machine.", no_args_is_help=True)
+
+
+@app.command("zoo")
+def zoo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the family.")] = Path("runs/zoo"),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Build this member and its parents; repeat.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the example family from scratch: small Llama models of known lineage.
+
+    \b
+    whorl lab zoo --out runs/zoo
+    whorl lab zoo --out runs/zoo --only base-0-topics
+    whorl lab zoo --out runs/zoo --quiet
+    """
+    from whorl.lab.zoo import build_zoo
+
+    sink = Sink(quiet=quiet)
+    with sink.progress() as progress:
+        truth = build_zoo(out, only=only, progress=progress)
+    if quiet:
+        sink.line(str(out))
+        return
+    rows = [
+        (
+            m.name,
+            m.kind,
+            ", ".join(m.parents),
+            f"{m.n_parameters:,}",
+            "" if m.held_out is None else f"{m.held_out.before:.3f} → {m.held_out.after:.3f}",
+        )
+        for m in truth.members
+    ]
+    sink.table(str(out), ("member", "kind", "parents", "weights", "held-out loss (nats)"), rows)
+
+
+@app.command("weight-vectors")
+def weight_vectors(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study; goes on where it stopped.")] = Path(
+        "runs/weight-vectors"
+    ),
+    page: Annotated[Path | None, typer.Option("--page", help="Write the results page (Markdown) here.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="Write a calibration from the seven seeds here.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """The study of arXiv 2509.19122 with its controls: LoRA, fine-tuning, rescaling, random weights, other sizes.
+
+    \b
+    whorl lab weight-vectors --out runs/weight-vectors
+    whorl lab weight-vectors --out runs/weight-vectors --page weight-vectors.md
+    whorl lab weight-vectors --out runs/weight-vectors --calibration calibration.json
+    """
+    from whorl._atomic import write_text
+    from whorl.lab.weight_vectors import build
+    from whorl.lab.weight_vectors_page import page as write_page
+    from whorl.lab.weight_vectors_results import calibrate, measure, save
+
+    sink = Sink(quiet=quiet)
+    with sink.progress() as progress:
+        plan = build(out, progress)
+        results = measure(out, plan, progress)
+    save(out / "results.json", results)
+    if calibration is not None:
+        save(calibration, calibrate(out, plan))
+    text = write_page(results)
+    if page is not None:
+        write_text(page, text)
+    sink.line(str(page or out / "results.json") if quiet else text)

@@ -1,0 +1,210 @@
+"""The conformance suite: every registered method, built in or plugged in, passes all of it."""
+
+import copy
+import dataclasses
+import inspect
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llama_folder
+import whorl
+import whorl.testing
+from whorl import registry
+from whorl._readers.open import open_model
+from whorl.canonical.model import CanonicalModel
+from whorl.comparison import ALPHA, judge
+from whorl.errors import InputRefused, UsageError
+from whorl.fingerprints import Fingerprint
+from whorl.lineage.exact import ExactFinding
+from whorl.weights.method import WeightMethod
+from whorl.weights.part_statistics import PartStatistics
+from whorl.weights.std_vector import StdVector
+
+NAMES = whorl.method_names()
+NOT_EXACT = ExactFinding(None, "not looked at")
+PAPERS = Path(__file__).parents[1] / "docs" / "papers.md"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return [llama_folder.folder(root / f"seed-{seed}", seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def prints(models):
+    return [whorl.fingerprint(m) for m in models]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_canonical_name_rebuilds_the_method(name):
+    method = registry.method(name)
+    assert registry.method(method.canonical_name) == method
+    assert copy.deepcopy(method) == method
+    assert repr(method).startswith(type(method).__name__ + "(")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documented_defaults_match_the_signature(name):
+    kind = type(registry.method(name))
+    for parameter in inspect.signature(kind).parameters.values():
+        assert parameter.default is not inspect.Parameter.empty
+        assert f"{parameter.name}:" in kind.__doc__, f"{parameter.name} is not documented"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_model_same_bytes(name, models, prints):
+    again = whorl.fingerprint(models[0], [name])
+    key = registry.method(name).canonical_name
+    for array, values in prints[0].methods[key].items():
+        assert values.tobytes() == again.methods[key][array].tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sublayers_are_left_unchanged(name, models):
+    with open_model(models[0]) as opened:
+        for part in list(CanonicalModel(opened.source).parts())[:2]:
+            before = {role: array.copy() for role, array in part.raw.items()}
+            registry.method(name).observe(PartStatistics(part, 1.0))
+            for role, array in part.raw.items():
+                np.testing.assert_array_equal(array, before[role])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_against_itself_is_at_the_same_end(name, prints):
+    method = registry.method(name)
+    values = prints[0].methods[method.canonical_name]
+    shapes = (prints[0].shape, prints[0].shape)
+    expected = 1.0 if method.direction == "similarity" else 0.0
+    assert method.compare(values, values, shapes).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_the_pair_does_not_matter(name, prints):
+    method = registry.method(name)
+    a, b = (p.methods[method.canonical_name] for p in prints)
+    there = method.compare(a, b, (prints[0].shape, prints[1].shape)).value
+    back = method.compare(b, a, (prints[1].shape, prints[0].shape)).value
+    assert there == pytest.approx(back, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_is_never_a_score(name, bad, prints):
+    """Values that are not finite cannot come from a file; should a bug make them, no method may score them."""
+    method = registry.method(name)
+    spoiled = {k: np.full_like(v, bad) for k, v in prints[0].methods[method.canonical_name].items()}
+    broken = dataclasses.replace(prints[0], methods={method.canonical_name: spoiled})
+    result = judge(broken, prints[1], [method], NOT_EXACT)
+    assert not result.evidence[0].comparable
+    assert result.evidence[0].value is None
+    assert result.verdict == "undecided"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constant_weights_are_degenerate(name, tmp_path, prints):
+    flat = {k: np.zeros_like(v) if ".layers." in k else v for k, v in llama_folder.tensors(0).items()}
+    folder = whorl.testing.write_model_folder(tmp_path / "flat", flat, llama_folder.CONFIG)
+    result = whorl.compare(whorl.fingerprint(str(folder), [name]), prints[0], [name])
+    assert not result.evidence[0].comparable
+    assert "degenerate" in result.evidence[0].why
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_of_stored_values(name, prints):
+    again = Fingerprint.from_dict(json.loads(json.dumps(prints[0].to_dict())))
+    assert again.to_dict() == prints[0].to_dict()
+    result = judge(again, prints[1], [registry.method(name)], NOT_EXACT)
+    assert result.evidence == judge(prints[0], prints[1], [registry.method(name)], NOT_EXACT).evidence
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paper_index_has_an_entry(name):
+    assert f"\n## {name}:" in PAPERS.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_uncalibrated_models_are_never_called_related(name, prints):
+    result = judge(prints[0], prints[1], [registry.method(name)], NOT_EXACT)
+    assert result.evidence[0].comparable
+    assert result.evidence[0].p_value is None
+    assert "uncalibrated" in result.evidence[0].why
+    assert result.verdict == "undecided"
+    assert ALPHA == 0.01
+
+
+class Plugged(StdVector):
+    """A method from another package.
+
+    Args:
+        form: As in StdVector.
+        measure: As in StdVector.
+        normalise: As in StdVector.
+    """
+
+    name = "plugged"
+
+
+def test_plugins_are_found_through_entry_points(monkeypatch):
+    point = EntryPoint("plugged", "test_methods:Plugged", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.GROUP else [])
+    assert registry.method_names()[-1] == "plugged"
+    assert isinstance(registry.method("plugged"), WeightMethod)
+
+
+def test_a_plugin_of_the_wrong_kind_is_named(monkeypatch):
+    point = EntryPoint("wrong", "json:dumps", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with pytest.raises(UsageError, match="Plugin 'wrong' is not a WeightMethod of that name"):
+        registry.method("wrong")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("std-vectr", "Unknown method 'std-vectr'. Did you mean 'std-vector'?"),
+        ("std-vector@7", "Method 'std-vector' is at version 1 here, not 7."),
+        ("std-vector(shape=round)", "has no parameter 'shape'; it has: form, measure, normalise."),
+        ("clustering-vector(rank=many)", "Parameter 'rank' of method 'clustering-vector' is a int, not 'many'."),
+        ("clustering-vector(joint=perhaps)", "is True or False, not 'perhaps'."),
+        ("../evil", "is not a method name"),
+    ],
+)
+def test_bad_method_names(text, message):
+    with pytest.raises(UsageError) as error:
+        registry.method(text)
+    assert message in str(error.value)
+
+
+def test_no_method_at_all():
+    with pytest.raises(UsageError, match="No method chosen"):
+        registry.resolve([])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(schema=99), "schema 99; expected schema 1"),
+        (lambda d: d.update(extra=1), "field 'extra'"),
+        (lambda d: d.pop("tensors"), "field 'tensors'"),
+        (lambda d: d["tensors"][0].update(sha256="0" * 64), "digest does not fit"),
+        (lambda d: d["shape"].update(colour="red"), "fields of 'shape' differ"),
+        (lambda d: d["methods"].update({"nothing@1()": {}}), "Unknown method 'nothing'"),
+        (lambda d: d["methods"].update({"std-vector": {}}), "method name 'std-vector'"),
+        (lambda d: next(iter(next(iter(d["methods"].values())).values())).update(shape=[3, 3]), "values; expected 9"),
+        (
+            lambda d: next(iter(next(iter(d["methods"].values())).values()))["values"].__setitem__(0, float("nan")),
+            "field",
+        ),
+    ],
+)
+def test_tampered_fingerprints_are_refused(change, message, prints):
+    data = copy.deepcopy(prints[0].to_dict())
+    change(data)
+    with pytest.raises(InputRefused) as error:
+        Fingerprint.from_dict(data, "x.json")
+    assert message in str(error.value)
