@@ -6,7 +6,8 @@
 Matrices: Gaussian bulk with min(m, n) / 32 power-law outliers, float32, fixed seed. The first row is the reference: the
 call by which WeightWatcher 0.7.7 gets a layer's spectrum on a machine without a GPU, `W.astype(float)` followed by
 `scipy.linalg.svd(W, compute_uv=False)`. Errors e16, e64, e128 are the largest relative ones among the first values.
-Each row is the median of `--repeats` runs; rows above `--slow` seconds run once. Wall time, everything in one process.
+Each row is the median of `--repeats` runs; rows above `--slow` seconds run once. Everything
+runs in one process; `ratio` compares wall time, `cpu` processor time, which a busy machine distorts less.
 """
 
 import argparse
@@ -31,8 +32,10 @@ class Row:
     shape: str
     method: str
     wall_s: float
+    cpu_s: float
     runs: int
     ratio: float | None
+    cpu_ratio: float | None
     errors: dict[str, float | None]
     bound: float | None = None
     note: str = ""
@@ -126,11 +129,11 @@ METHODS: dict[str, Callable] = {
 
 
 def measure(call: Callable, w, k: int, repeats: int, slow_s: float):
-    times: list[float] = []
-    while len(times) < repeats and (not times or times[0] < slow_s):
-        start = time.perf_counter()
+    times: list[tuple[float, float]] = []
+    while len(times) < repeats and (not times or times[0][0] < slow_s):
+        start, cpu_start = time.perf_counter(), time.process_time()
         values, extra = call(w, k)
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start, time.process_time() - cpu_start))
     return values, extra, times
 
 
@@ -146,17 +149,17 @@ def errors(values, reference) -> dict[str, float | None]:
 def run(shape: tuple[int, int], options: argparse.Namespace) -> list[Row]:
     w, label = planted(*shape), f"{shape[0]}x{shape[1]}"
     warm_up(w[:256, :256])
-    rows, reference, base_s = [], None, None
+    rows, reference, base, base_cpu = [], None, None, None
     wanted = [part for part in options.only.split(",") if part]
     for name, call in METHODS.items():
         if wanted and not any(part in name for part in wanted):
             continue
         values, extra, times = measure(call, w, options.k, options.repeats, options.slow)
-        wall_s = statistics.median(times)
+        wall_s, cpu_s = (statistics.median(column) for column in zip(*times, strict=True))
         if call is weightwatcher_call:
-            reference, base_s = values, wall_s
-        ratio = base_s / wall_s if base_s else None
-        rows.append(Row(label, name, wall_s, len(times), ratio, errors(values, reference), **extra))
+            reference, base, base_cpu = values, wall_s, cpu_s
+        ratios = (base / wall_s, base_cpu / cpu_s) if base and base_cpu else (None, None)
+        rows.append(Row(label, name, wall_s, cpu_s, len(times), *ratios, errors(values, reference), **extra))
         print(line(rows[-1]), flush=True)
     return rows
 
@@ -171,7 +174,8 @@ def line(row: Row) -> str:
     number = lambda x, form: format(x, form) if x is not None else "-"  # noqa: E731
     gaps = "  ".join(f"{number(gap, '.1e'):>7}" for gap in row.errors.values())
     return (
-        f"{row.shape:>11}  {row.method:<39} {row.wall_s:>8.3f} {row.runs:>4} {number(row.ratio, '.1f'):>7}  "
+        f"{row.shape:>11}  {row.method:<39} {row.wall_s:>8.3f} {row.cpu_s:>8.3f} {row.runs:>4} "
+        f"{number(row.ratio, '.1f'):>7} {number(row.cpu_ratio, '.1f'):>7}  "
         f"{gaps}  {number(row.bound, '.1e'):>7}  {row.note}"
     )
 
@@ -184,7 +188,9 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     print(f"{platform.processor() or platform.machine()}, {options.threads} thread(s), k = {options.k}")
-    print(f"{'shape':>11}  {'method':<39} {'wall s':>8} runs   ratio      e16      e64     e128    bound")
+    print(
+        f"{'shape':>11}  {'method':<39} {'wall s':>8} {'cpu s':>8} runs   ratio     cpu      e16      e64     e128    bound"
+    )
     rows = [row for shape in SIZES[options.size] for row in run(shape, options)]
     if options.out:
         record = {"python": sys.version.split()[0], "threads": options.threads, "k": options.k, "seed": 0}

@@ -127,9 +127,7 @@ def build(name: str, seed: int = 0) -> Any:
     torch.set_num_threads(1)
     case = CASES[name]
     config = getattr(transformers, case.config)(**case.arguments, **NO_SPECIAL)
-    experts = {"experts_implementation": "eager"} if "num_experts_per_tok" in case.arguments else {}
-    kernel = "sdpa" if name == "falcon-rw" else "eager"  # transformers 5.23 adds Falcon's ALiBi twice in eager mode
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kernel, **experts)
+    model = transformers.AutoModelForCausalLM.from_config(config, **kernel(name))
     model = model.double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -137,6 +135,14 @@ def build(name: str, seed: int = 0) -> Any:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(parameter + 0.25 * noise)
     return model
+
+
+def kernel(name: str) -> dict[str, str]:
+    """Which implementation computes in float64 and as the paper says."""
+    # transformers 5.23 adds Falcon's ALiBi twice in eager mode
+    attention = {"attn_implementation": "sdpa" if name == "falcon-rw" else "eager"}
+    experts = {"experts_implementation": "eager"} if "num_experts_per_tok" in CASES[name].arguments else {}
+    return attention | experts
 
 
 def save(model: Any, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
-from whorl.attacks._model_files import DTYPES, matrix_names, read_model, write_model
+from whorl.attacks._model_files import DTYPES, matrix_names, read_model, stored_dtype, write_model
 from whorl.attacks.layers import arrange_layers, drop_layers, duplicate_layers
 from whorl.attacks.merge import merge_linear
 from whorl.attacks.prune import prune_magnitude, prune_two_four
@@ -42,7 +42,7 @@ def same(a, b):
     [
         lambda t: prune_magnitude(t, 0.5),
         prune_two_four,
-        lambda t: quantise(t, 4, group_size=4),
+        lambda t: quantise(t, 4, group=4),
         lambda t: merge_linear([t, t]),
         lambda t: drop_layers(t, CONFIG, [1])[0],
     ],
@@ -94,10 +94,10 @@ def test_a_share_outside_its_range_is_refused(model, share):
 
 
 @given(MATRICES, st.integers(2, 8), st.sampled_from([None, 1, 3, 4, 32]), st.booleans())
-def test_quantised_values_are_near_and_on_a_grid(matrix, bits, group_size, symmetric):
-    result = round_trip(matrix, bits, group_size=group_size, symmetric=symmetric)
+def test_quantised_values_are_near_and_on_a_grid(matrix, bits, group, symmetric):
+    result = round_trip(matrix, bits, group=group, symmetric=symmetric)
     assert result.shape == matrix.shape
-    width = matrix.shape[1] if group_size is None else group_size
+    width = matrix.shape[1] if group is None else group
     for row, back in zip(matrix, result, strict=True):
         for start in range(0, len(row), width):
             part, got = row[start : start + width], back[start : start + width]
@@ -110,12 +110,12 @@ def test_quantised_values_are_near_and_on_a_grid(matrix, bits, group_size, symme
 
 def test_more_bits_give_less_error_and_a_second_pass_changes_nothing():
     matrix = np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32)
-    errors = [np.linalg.norm(round_trip(matrix, bits, group_size=32) - matrix) for bits in range(2, 9)]
+    errors = [np.linalg.norm(round_trip(matrix, bits, group=32) - matrix) for bits in range(2, 9)]
     assert errors == sorted(errors, reverse=True)
     relative = errors[2] / np.linalg.norm(matrix)
     assert 0.08 <= relative <= 0.10  # 4 bits, groups of 32, Gaussian weights: the computed band
-    once = round_trip(matrix, 4, group_size=32)
-    assert np.allclose(round_trip(once, 4, group_size=32), once, rtol=1e-6, atol=0)
+    once = round_trip(matrix, 4, group=32)
+    assert np.allclose(round_trip(once, 4, group=32), once, rtol=1e-6, atol=0)
 
 
 def test_a_row_of_zeros_and_bad_arguments():
@@ -123,7 +123,7 @@ def test_a_row_of_zeros_and_bad_arguments():
     with pytest.raises(UsageError, match="1 bits"):
         round_trip(np.ones((2, 2), np.float32), 1)
     with pytest.raises(UsageError, match="Groups of 0"):
-        round_trip(np.ones((2, 2), np.float32), 4, group_size=0)
+        round_trip(np.ones((2, 2), np.float32), 4, group=0)
 
 
 def test_a_merge_is_the_weighted_sum(model):
@@ -183,6 +183,7 @@ def test_a_written_model_reads_back(tmp_path, model, dtype, n_shards):
     assert all(np.allclose(tensors[n], model[n], rtol=eps, atol=1e-7 if eps else 0) for n in model)
     assert config["dtype"] == {"F16": "float16", "BF16": "bfloat16"}.get(dtype, "float32")
     assert read_record(folder) == RECORD
+    assert stored_dtype(folder) == (dtype or "F32")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 

@@ -77,10 +77,9 @@ def in_frame(array, shape):
     return centred(array, axis=-1) if shape.norm_kind == "layer" and shape.norm_style != "post" else array
 
 
-def read_by(part, shape, residual):
+def read_by(shape, residual):
     """What the readers of a sublayer see."""
-    has_input_norm = shape.norm_style != "post" and part.shape.family != "olmo2"
-    return normalised(residual, shape) if has_input_norm else residual
+    return normalised(residual, shape) if shape.input_norm and shape.norm_style != "post" else residual
 
 
 def attention_options(shape, config, raw, layer):
@@ -133,13 +132,13 @@ def test_canonical_parts_do_what_the_library_does(name):
         out = attention(
             canonical(first),
             shape,
-            read_by(first, shape, residual),
+            read_by(shape, residual),
             **attention_options(shape, config, first.raw, layer),
         )
         added = seen["attn", layer]
         assert_close(after_post_norm(out, first.raw, "post_attn_norm", shape), in_frame(added, shape))
         residual = seen.get(("mid", layer), residual if shape.norm_style == "parallel" else residual + added)
-        out = mlp_of_layer(rest, shape, config, read_by(rest[0], shape, residual))
+        out = mlp_of_layer(rest, shape, config, read_by(shape, residual))
         assert_close(after_post_norm(out, rest[0].raw, "post_mlp_norm", shape), in_frame(seen["mlp", layer], shape))
 
 

@@ -251,24 +251,56 @@ def test_links(single, sharded, tmp_path, tensors):
     assert len(open_local(tmp_path / "link").tensors) == 4  # the user named this link
 
 
+def cache_repository(cache: Path, repository: str, tensors) -> tuple[Path, Path]:
+    """Snapshot folder and weight blob of one repository, laid out as huggingface_hub lays it out."""
+    snapshot, blobs = cache / repository / "snapshots" / ("0" * 40), cache / repository / "blobs"
+    blobs.mkdir(parents=True)
+    write_model_folder(snapshot, tensors, CONFIG)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).rename(blobs / f"digest-of-{name}")
+        (snapshot / name).symlink_to(f"../../blobs/digest-of-{name}")
+    return snapshot, blobs / "digest-of-model.safetensors"
+
+
+def relink(link: Path, target: str | Path) -> None:
+    link.unlink()
+    link.symlink_to(target)
+
+
 @posix_only
 def test_links_of_the_hub_cache(tmp_path, tensors):
-    def cached(repository: str) -> tuple[Path, Path]:
-        snapshot = tmp_path / repository / "snapshots" / ("0" * 40)
-        blobs = tmp_path / repository / "blobs"
-        blobs.mkdir(parents=True)
-        write_model_folder(snapshot, tensors, CONFIG)
-        for name in ("config.json", "model.safetensors"):
-            (snapshot / name).rename(blobs / f"digest-of-{name}")
-            (snapshot / name).symlink_to(f"../../blobs/digest-of-{name}")
-        return snapshot, blobs
-
-    first, _ = cached("models--org--a")
+    first, own = cache_repository(tmp_path, "models--org--a", tensors)
     assert len(open_local(first).tensors) == 4
-    _, others = cached("models--org--b")
-    (first / "model.safetensors").unlink()
-    (first / "model.safetensors").symlink_to(others / "digest-of-model.safetensors")
+    relink(first / "model.safetensors", own)  # absolute, as huggingface_hub links across drives
+    assert len(open_local(first).tensors) == 4
+    (tmp_path / "alias").symlink_to(tmp_path / "models--org--a")
+    assert len(open_local(tmp_path / "alias" / "snapshots" / ("0" * 40)).tensors) == 4
+    _, others = cache_repository(tmp_path, "models--org--b", tensors)
+    relink(first / "model.safetensors", others)
     refused(first, UnsafeFile, "leaves the folder")
+    relink(first / "model.safetensors", own)
+    relink(own, others)
+    refused(first, UnsafeFile, "leaves the folder")
+
+
+@posix_only
+def test_links_through_the_shared_store_of_the_hub_cache(tmp_path, tensors):
+    library = pytest.importorskip("huggingface_hub.utils._shared_blobs")
+    snapshot, blob = cache_repository(tmp_path, "models--org--a", tensors)
+    shared = library.shared_blob_path(tmp_path, "ab" * 32)
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(os.path.relpath(shared, blob.parent))
+    refused(snapshot, UnsafeFile, "leaves the folder")  # a store without its marker is none
+    (library.shared_blobs_dir(tmp_path) / library.SHARED_BLOBS_MARKER_NAME).write_text("1\n")
+    assert library.shared_blob_target(blob, tmp_path) == shared
+    assert len(open_local(snapshot).tensors) == 4
+    relink(snapshot / "model.safetensors", shared)  # past the repository's own blobs
+    refused(snapshot, UnsafeFile, "leaves the folder")
+    relink(snapshot / "model.safetensors", "../../blobs/digest-of-model.safetensors")
+    shared.rename(shared.with_name("weights"))
+    relink(blob, shared.with_name("weights"))
+    refused(snapshot, UnsafeFile, "leaves the folder")
 
 
 @posix_only
@@ -276,7 +308,7 @@ def test_links_of_the_hub_cache(tmp_path, tensors):
 def test_names_that_some_systems_take_for_one(single, first, second):
     for name in (first, second):
         (single / name).write_text("{}")
-    if len(list(single.iterdir())) < 3 + (first != 'config.json'):
+    if len(list(single.iterdir())) < 3 + (first != "config.json"):
         pytest.skip("this file system folds names")
     refused(single, UnsafeFile, "one file on some systems")
 

@@ -20,21 +20,10 @@ from whorl.attacks.merge import merge_linear
 from whorl.attacks.prune import prune_magnitude
 from whorl.attacks.quantise import quantise
 from whorl.errors import MalformedFile, UnsafeFile, UsageError
+from whorl.lab._loop import cut_windows, learning_rate, window_order
 from whorl.lab.corpus import HELD_OUT_EVERY, Corpus, load_corpus
 from whorl.lab.tokenizer import END_ID, encode, train_tokenizer
-from whorl.lab.training import (
-    LoraSettings,
-    ModelSize,
-    Recipe,
-    cut_windows,
-    finetune,
-    held_out_loss,
-    learning_rate,
-    load_llama,
-    lora,
-    pretrain,
-    window_order,
-)
+from whorl.lab.training import LoraSettings, ModelSize, Recipe, finetune, held_out_loss, load_llama, lora, pretrain
 from whorl.lab.truth import HeldOut, Member, Record, Truth, read_record, read_truth, truth_to_json, write_record
 from whorl.lab.zoo import PLANS, Plan, build_zoo, read_family, zoo_folder
 
@@ -452,8 +441,9 @@ def little_plans():
         Plan("tuned", "fine-tuned", ("root",), tuned),
         Plan("adapter", "adapter", ("root",), adapted, "lora"),
         Plan("lora", "lora-merged", ("root",), adapted, "adapter"),
-        Plan("int4", "quantised", ("tuned",), {"bits": 4, "group_size": 32}),
+        Plan("int4", "quantised", ("tuned",), {"bits": 4, "group": 32}),
         Plan("gguf", "gguf", ("root",), {"quantisation": "Q8_0"}),
+        Plan("hidden", "disguised", ("root",), {"seed": 3}),
         Plan("other", "pretrained", (), {**root, "init_seed": 1}),
     )
 
@@ -463,7 +453,7 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(tmp_path):
     plans = little_plans()
 
     def interrupt(what, done, total):
-        if what == "lora":
+        if what == "adapter" and done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

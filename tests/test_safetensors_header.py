@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -344,6 +345,7 @@ def test_a_file_that_changes_is_refused(path):
     source = SafetensorsFile(path)
     content = path.read_bytes()
     path.write_bytes(content[:-4] + b"\1\1\1\1")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))  # clocks of file systems tick in milliseconds
     with pytest.raises(UnsafeFile, match="changed"):
         source.rows("f64")
     source = SafetensorsFile(path)
@@ -355,18 +357,23 @@ def test_a_file_that_changes_is_refused(path):
         source.rows("f64")
 
 
-def test_a_file_that_changes_during_the_read_is_refused(path):
+def read_100_bytes(path, position, before=lambda: None):
     file = LocalFile.at(path, Subject("file", "m"))
-    with pytest.raises(UnsafeFile, match="changed"), file.open() as stream:
-        path.write_bytes(b"short")
+    with file.open() as stream:
+        before()
+        stream.seek(*position)
         read_exactly(stream, memoryview(bytearray(100)), file.subject)
+
+
+def test_a_file_that_changes_during_the_read_is_refused(path):
+    with pytest.raises(UnsafeFile, match="changed"):
+        read_100_bytes(path, (0,), lambda: path.write_bytes(b"short"))
 
 
 def test_a_short_read_is_malformed(path):
-    file = LocalFile.at(path, Subject("file", "m"))
-    with pytest.raises(MalformedFile, match="4 of 100 bytes"), file.open() as stream:
-        stream.seek(-4, io.SEEK_END)
-        read_exactly(stream, memoryview(bytearray(100)), file.subject)
+    read_100_bytes(path, (-100, io.SEEK_END))
+    with pytest.raises(MalformedFile, match="4 of 100 bytes"):
+        read_100_bytes(path, (-4, io.SEEK_END))
 
 
 def test_torch_files_read_back(tmp_path):

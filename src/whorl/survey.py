@@ -30,6 +30,8 @@ from whorl.weights.method import WeightMethod
 
 SCHEMA = 1
 Matrix = tuple[tuple[float | None, ...], ...]
+Ref = str | tuple[str, str] | Fingerprint
+"""What names a model here: a reference, (base, adapter) where a path holds a plus sign, or a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class Survey:
 
 
 def survey(
-    refs: Sequence[str | Fingerprint] | Mapping[str, str | Fingerprint],
+    refs: Sequence[Ref] | Mapping[str, Ref],
     methods: Iterable[str | WeightMethod] | None = None,
     *,
     alpha: float = ALPHA,
@@ -177,7 +179,8 @@ def survey(
     """Fingerprint each model once and compare all pairs.
 
     Args:
-        refs: References, saved fingerprints (`.json`) or `Fingerprint` values; or a mapping of names to them.
+        refs: References, saved fingerprints (`.json`), (base, adapter) or `Fingerprint` values; or a mapping of names
+            to them.
         methods: Method names or instances; None for all (with stored fingerprints: all they hold).
         alpha: Error rate of a "related" verdict, in (0, 0.5).
         offline: Open no socket.
@@ -193,15 +196,17 @@ def survey(
     named = _named(refs)
     if len(named) < 2:
         raise UsageError("A survey needs at least two models.")
-    chosen = _common_methods(tuple(named.values())) if methods is None else resolve(methods)
+    bases = {name: ref[0] if isinstance(ref, tuple) else ref for name, ref in named.items()}
+    adapters = {name: ref[1] for name, ref in named.items() if isinstance(ref, tuple)}
+    chosen = _common_methods(tuple(bases.values())) if methods is None else resolve(methods)
     with contextlib.ExitStack() as stack:
         sides: dict[str, _Side] = {}
         skipped = []
-        for name, ref in named.items():
+        for name, ref in bases.items():
             try:
-                sides[name] = _side(ref, chosen, None, offline, progress, stack)
+                sides[name] = _side(ref, chosen, adapters.get(name), offline, progress, stack)
             except (InputRefused, RemoteError, NotComparable) as error:
-                skipped.append(_skipped(name, ref, error))
+                skipped.append(_skipped(name, named[name], error))
         comparisons = tuple(_compared(tuple(sides.values()), chosen, alpha, progress))
     return collect({n: s.fingerprint for n, s in sides.items()}, comparisons, chosen, alpha, tuple(skipped))
 
@@ -219,13 +224,13 @@ def collect(
     return Survey(names, tuple(fingerprints.values()), comparisons, tables, alpha, skipped)
 
 
-def _named(refs: Sequence[str | Fingerprint] | Mapping[str, str | Fingerprint]) -> dict[str, str | Fingerprint]:
+def _named(refs: Sequence[Ref] | Mapping[str, Ref]) -> dict[str, Ref]:
     """References by name: the mapping's own, else the last part of each, or all of it where that is not unique."""
     if isinstance(refs, str):
         raise UsageError("A survey needs a list of models, not one text.")
     if isinstance(refs, Mapping):
         return dict(refs)
-    typed = [r.typed if isinstance(r, Fingerprint) else r for r in refs]
+    typed = [_typed(r) for r in refs]
     short = [t.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json") or t for t in typed]
     seen = Counter(short)
     names = [s if seen[s] == 1 else t for s, t in zip(short, typed, strict=True)]
@@ -235,8 +240,14 @@ def _named(refs: Sequence[str | Fingerprint] | Mapping[str, str | Fingerprint]) 
     return dict(zip(names, refs, strict=True))
 
 
-def _skipped(name: str, ref: str | Fingerprint, error: WhorlError) -> Skipped:
-    return Skipped(name, ref if isinstance(ref, str) else ref.typed, type(error).__name__, str(error))
+def _typed(ref: Ref) -> str:
+    if isinstance(ref, Fingerprint):
+        return ref.typed
+    return ref if isinstance(ref, str) else "+".join(ref)
+
+
+def _skipped(name: str, ref: Ref, error: WhorlError) -> Skipped:
+    return Skipped(name, _typed(ref), type(error).__name__, str(error))
 
 
 def _compared(

@@ -185,7 +185,11 @@ def _bias_kind(fields: Mapping[str, Any], name: str) -> str:
 def _names(value: Any, field: str, name: str) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(v, str) and 0 < len(v) <= 512 for v in value):
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_PATTERNS
+        or not all(isinstance(v, str) and 0 < len(v) <= 512 for v in value)
+    ):
         raise _malformed(name, f"'{field}' is not a list of names", "a list of module names")
     return tuple(value)
 

@@ -9,6 +9,7 @@ from whorl.errors import safe_name
 
 PREFIX = "base_model.model."
 MAX_MODULE_CHARACTERS = 256
+_MAX_PREFIXES = 20
 _ADVICE = "Ask the owner of the adapter for the file that peft saved."
 
 # Endings in peft's files -> field of `Factors`.
@@ -153,4 +154,4 @@ def _prefixes(names: Collection[str]) -> set[str]:
     """One and two leading words of the names, with their dots; few, because models have few top-level modules."""
     words = [name.split(".")[:2] for name in names]
     prefixes = {f"{w[0]}." for w in words} | {f"{w[0]}.{w[1]}." for w in words if len(w) > 1}
-    return set(sorted(prefixes, key=len)[:50])
+    return set(sorted(prefixes, key=len)[:_MAX_PREFIXES])

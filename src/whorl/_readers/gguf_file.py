@@ -228,7 +228,11 @@ class GgufSource:
         """Exactly `n_bytes` at `place` of the file that holds `tensor`."""
         descriptor, pieces, done = self._files[tensor.part].fileno(), [], 0
         while done < n_bytes:  # the system may return less than asked, never more than 2 GB
-            piece = os.pread(descriptor, n_bytes - done, place + done)
+            try:
+                piece = os.pread(descriptor, n_bytes - done, place + done)
+            except OSError as error:
+                found = f"it cannot be read ({error.strerror})"
+                raise MalformedFile("file", self._path.name, found, "a readable file", "Check the disk.") from error
             if not piece:
                 found = f"byte {place + done} of tensor '{safe_name(tensor.name, 40)}' is gone"
                 advice = "The file became shorter while it was read: try again."

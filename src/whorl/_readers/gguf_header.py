@@ -157,7 +157,11 @@ class _Cursor:
 
     def _grow(self, end: int) -> None:
         target = min(self.size, limits.GGUF_MAX_HEADER, max(end, 2 * len(self._buffer), 65_536))
-        self._buffer += self._file.read(target - len(self._buffer))
+        try:
+            self._buffer += self._file.read(target - len(self._buffer))
+        except OSError as error:
+            found = f"it cannot be read ({error.strerror})"
+            raise MalformedFile("file", self.name, found, "a readable file", "Check the disk.") from error
         if len(self._buffer) < end:
             found = f"{len(self._buffer)} of {self.size} bytes could be read"
             raise MalformedFile(

@@ -5,6 +5,7 @@ the weights (read by range request) are checked before the first byte of weights
 indexes and safetensors ever are: no pickle, no code. Files land in the normal cache of `huggingface_hub`.
 """
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -258,6 +259,7 @@ class _Fetch:
 
     def _download(self, name: str) -> Path:
         if not self._is_cached(name):
+            _check_transport(name, self._sizes[name])
             self._say(f"{self._repo}: {name}, {size_text(self._sizes[name])}")
         question = partial(_download, self._repo, self._commit, name)
         path = hub_client.patiently(question, f"The Hub on '{name}' of '{self._repo}'")
@@ -270,6 +272,15 @@ class _Fetch:
             advice = f"Remove it with `hf cache rm model/{self._repo}` and run again."
             raise MalformedFile("file", name, f"{found} of {listed} bytes are in the cache", "all", advice)
         return path
+
+
+def _check_transport(name: str, size: int) -> None:
+    from huggingface_hub import constants
+
+    if size > constants.MAX_HTTP_DOWNLOAD_SIZE and importlib.util.find_spec("hf_xet") is None:
+        raise UsageError(
+            f"'{safe_name(name, 80)}' has {size_text(size)}; files of that size need `pip install hf_xet`."
+        )
 
 
 def _download(repo: str, commit: str, name: str) -> Path:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RETRY_WAITS_S = (1.0, 2.0, 4.0)
 MAX_WAIT_S = 60.0
 TIMEOUT_S = 30.0
-MAX_PAGES = 100
+MAX_PAGES = 50
 _RETRIED = (408, 429, 500, 502, 503, 504)
 
 _Answer = TypeVar("_Answer")

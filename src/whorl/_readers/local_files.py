@@ -1,6 +1,7 @@
 """Files and folders of this machine: what may be opened, and whether it stays the same while it is read."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from whorl._readers.subject import DAMAGED, INCOMPLETE, Subject, size_text
 from whorl.errors import MalformedFile, safe_name
 
 _READ_SUFFIXES = (".safetensors", ".json", ".gguf", ".model", ".txt", ".jinja")
+_SHARED_BLOB = re.compile(r"[0-9a-f]{64}")
+_SHARED_MARKER = ".huggingface-shared-blobs"
 _FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -192,7 +195,7 @@ class LocalFolder:
             real = Path(os.path.realpath(self.root / name, strict=True))
         except OSError as error:
             raise subject.malformed("a link to nothing", "a file", INCOMPLETE) from error
-        if not (real.is_relative_to(self.root) or self._in_own_blobs(real)):
+        if not (real.is_relative_to(self.root) or self._is_cached(name, real)):
             advice = "Name the folder that holds the files themselves, or copy them."
             raise subject.unsafe("a link that leaves the folder", "a file inside", advice)
         return LocalFile.at(real, subject)
@@ -201,6 +204,19 @@ class LocalFolder:
         """One JSON object of this folder through the strict parser."""
         return strict_json.parse_object(self.file(name, what).read_all(cap), what, name, max_bytes=cap)
 
-    def _in_own_blobs(self, real: Path) -> bool:
-        """Whether this is snapshots/<commit> of a Hub cache and `real` lies in blobs/ of the same repository."""
-        return self.root.parent.name == "snapshots" and real.parent == self.root.parent.parent / "blobs"
+    def _is_cached(self, name: str, real: Path) -> bool:
+        """Whether this is a Hub cache, `<cache>/<repository>/snapshots/<commit>`, and the entry one of its links.
+
+        The link leads into `blobs/` of the same repository. What lies there is the file itself or, since
+        huggingface_hub 2, a link to the store that all repositories of the cache share, named by content hash.
+        """
+        link = self.root / name
+        if self.root.parent.name != "snapshots" or not link.is_symlink():
+            return False
+        repository = self.root.parent.parent
+        first = Path(os.path.realpath((self.root / link.readlink()).parent)) / link.readlink().name
+        if first.parent != repository / "blobs":
+            return False
+        store = repository.parent / "blobs"
+        shared = real.parent == store / real.name[:2] and _SHARED_BLOB.fullmatch(real.name) is not None
+        return real == first or (shared and (store / _SHARED_MARKER).is_file())

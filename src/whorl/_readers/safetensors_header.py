@@ -206,7 +206,7 @@ def _stored_bytes(name: str, shape: tuple[int, ...], bits: int, subject: Subject
     n_values, bound = 1, 1
     for length in shape:
         n_values *= length
-        bound *= max(length, 1)  # as NumPy counts: an empty axis does not excuse absurd other axes
+        bound *= length or 1  # as NumPy counts: an empty axis does not excuse absurd other axes
     if bound * 8 > limits.MAX_COUNT:  # 8: bytes of the widest type, stored or decoded
         raise subject.malformed(f"tensor '{_short(name)}' of shape {_some(shape)}", "fewer than 2^60 values")
     if n_values * bits % 8:

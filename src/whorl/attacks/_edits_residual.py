@@ -57,9 +57,9 @@ def rotate_residual(roles: RoleTensors, rng: np.random.Generator) -> RoleTensors
 
 def fold_gains(roles: RoleTensors) -> RoleTensors:
     """Readers W -> W diag(g), all gains one; RMSNorm models only."""
+    unit = 1.0 - roles.shape.gain_offset
     for norm, readers in all_norms(roles):
-        g = roles.gain(norm[0])
-        roles = roles.times(readers, g).gains_times(norm, 1.0 / g)
+        roles = roles.times(readers, roles.gain(norm[0])).mapped(norm, lambda w: np.full_like(w, unit))
     return roles
 
 
@@ -86,7 +86,9 @@ def scale_residual(roles: RoleTensors, rng: np.random.Generator) -> RoleTensors:
     roles = roles.times(written, c).gains_times(roles.keys(*POST_NORMS, "embed_norm"), c)
     if roles.shape.tied:
         roles = roles.gains_times(roles.keys("norm_final"), 1.0 / c).times(roles.keys("norm_final.b"), 1.0 / c)
-    if roles.shape.qk_norm:
+    if not roles.shape.input_norm:  # readers see c x itself, and queries and keys are already c times larger
+        roles = roles.times(roles.keys("v", *MLP_READERS), 1.0 / c).times(roles.keys("q.b", "k.b"), c)
+    elif roles.shape.qk_norm:
         roles = roles.times(roles.keys("q", "k", "q.b", "k.b"), c)
     field = next((name for name in EPS_FIELDS if roles.config.get(name) is not None), None)
     return roles if field is None else roles.with_config(**{field: roles.config[field] * c * c})

@@ -5,6 +5,7 @@ import fnmatch
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,23 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
         return {name: np.asarray(source.rows(name)) for name in source.tensors}, dict(source.config)
     finally:
         source.close()
+
+
+def stored_dtype(path: str | os.PathLike[str]) -> str:
+    """The type of `DTYPES` that most values of a local model are stored in; "F32" when that is another type.
+
+    Raises:
+        InputRefused: as the readers do.
+    """
+    source = open_local(path)
+    try:
+        counts: Counter[str] = Counter()
+        for info in source.tensors.values():
+            counts[info.dtype] += info.n_values
+    finally:
+        source.close()
+    most = max(counts, key=lambda kind: counts[kind], default="F32")
+    return most if most in DTYPES else "F32"
 
 
 def write_model(

@@ -57,10 +57,22 @@ def moved_files(folder: Path, new_ids: Order) -> dict[str, bytes]:
         "added_tokens.json": lambda parsed: _moved_table(parsed, moved),
     }
     return {
-        name: _dump(change(parse_object((folder / name).read_bytes(), "file", name)))
+        name: _dump(change(_parse((folder / name).read_bytes(), name)))
         for name, change in changes.items()
         if (folder / name).is_file()
     }
+
+
+def _parse(data: bytes, name: str) -> dict[str, Any]:
+    if name != "tokenizer_config.json":
+        return parse_object(data, "file", name)
+    try:  # this file usually holds a length limit of 31 digits, which the strict reader refuses
+        parsed = json.loads(data)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise MalformedFile("file", name, "no JSON object", "one", "The tokenizer is damaged.")
+    return parsed
 
 
 def _moved_tokenizer(parsed: dict[str, Any], moved: Mapping[int, int]) -> dict[str, Any]:

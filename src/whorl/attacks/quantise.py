@@ -15,7 +15,7 @@ def quantise(
     tensors: Tensors,
     bits: int,
     *,
-    group_size: int | None = None,
+    group: int | None = None,
     symmetric: bool = True,
     include: str | None = None,
 ) -> dict[str, Array]:
@@ -24,30 +24,28 @@ def quantise(
     Args:
         tensors: Model tensors by name, matrices (out, in).
         bits: Width of the integers, 2 to 8.
-        group_size: Neighbours along the input axis that share a scale; None is a whole row.
+        group: Neighbours along the input axis that share a scale; None is a whole row.
         symmetric: Grid of 2^bits - 1 values around zero; otherwise 2^bits values from minimum to maximum.
         include: Shell pattern of the matrices to quantise; default all but the tables.
 
     Raises:
-        UsageError: bits or group_size out of range, or no matrix matches.
+        UsageError: bits or group out of range, or no matrix matches.
     """
     names = matrix_names(tensors, include)
-    return edited(tensors, {n: round_trip(tensors[n], bits, group_size=group_size, symmetric=symmetric) for n in names})
+    return edited(tensors, {n: round_trip(tensors[n], bits, group=group, symmetric=symmetric) for n in names})
 
 
-def round_trip(
-    matrix: Array, bits: int, *, group_size: int | None = None, symmetric: bool = True
-) -> NDArray[np.float32]:
+def round_trip(matrix: Array, bits: int, *, group: int | None = None, symmetric: bool = True) -> NDArray[np.float32]:
     """The nearest values on the grid, shape (out, in), float32; arguments as for `quantise`.
 
     Largest error of a value: half a step, max|w| / (2^bits - 2) of its group when symmetric. A group of zeros stays.
     """
     if not 2 <= bits <= 8:
         raise UsageError(f"{bits} bits per weight; expected 2 to 8.")
-    if group_size is not None and group_size < 1:
-        raise UsageError(f"Groups of {group_size} weights; expected 1 or more, or None for whole rows.")
+    if group is not None and group < 1:
+        raise UsageError(f"Groups of {group} weights; expected 1 or more, or None for whole rows.")
     n_rows, n_inputs = matrix.shape
-    width = n_inputs if group_size is None else min(group_size, n_inputs)
+    width = n_inputs if group is None else min(group, n_inputs)
     # A last, shorter group is filled up with its own last value, which changes no minimum or maximum.
     padded = np.pad(matrix.astype(np.float32), ((0, 0), (0, -n_inputs % width)), mode="edge")
     groups = padded.reshape(n_rows, -1, width)

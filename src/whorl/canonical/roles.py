@@ -42,6 +42,7 @@ class ModelShape:
         rotary_dim: Leading coordinates of each head that are rotated, 0 without rotary positions.
         rotary_layout: "half" pairs coordinate i with i + rotary_dim / 2, "interleaved" pairs 2i with 2i + 1.
         single_norm: Whether attention and MLP of a parallel block read one and the same norm.
+        input_norm: Whether sublayers read a normalised residual; False in OLMo-2, whose norms sit on outputs only.
         has_unembed: Whether the file holds an output matrix (a bare trunk has none and is not tied).
         d_shared: Width of the shared expert, 0 without one.
     """
@@ -68,6 +69,7 @@ class ModelShape:
     rotary_dim: int = 0
     rotary_layout: Literal["half", "interleaved"] = "half"
     single_norm: bool = False
+    input_norm: bool = True
     has_unembed: bool = True
     d_shared: int = 0
 

@@ -21,6 +21,7 @@ app = typer.Typer(
 
 app.command("fingerprint")(fingerprint.fingerprint)
 app.command("compare")(compare.compare)
+app.command("survey")(report.survey)
 app.command("report")(report.report)
 app.command("demo")(report.demo)
 app.add_typer(lab.app, name="lab")

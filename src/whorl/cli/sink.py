@@ -35,6 +35,11 @@ class Sink:
         self._out = Console(soft_wrap=True)
         self._err = Console(stderr=True)
 
+    @property
+    def width(self) -> int:
+        """Columns of stdout; 140 when it is no terminal."""
+        return self._out.width if self._out.is_terminal else 140
+
     def record(self, data: dict[str, Any]) -> None:
         """The one JSON object of a command."""
         sys.stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")

@@ -87,8 +87,8 @@ PLANS: tuple[Plan, ...] = (
     _tuned("base-0-topics-code", "base-0-topics", "code", 23),
     _adapted("adapter", "base-1-adapter", "base-1-lora", 24),
     _adapted("lora-merged", "base-1-lora", "base-1-adapter", 24),
-    Plan("base-0-int8", "quantised", ("base-0",), {"bits": 8, "group_size": None, "symmetric": True}),
-    Plan("base-1-int4", "quantised", ("base-1",), {"bits": 4, "group_size": 32, "symmetric": True}),
+    Plan("base-0-int8", "quantised", ("base-0",), {"bits": 8, "group": None, "symmetric": True}),
+    Plan("base-1-int4", "quantised", ("base-1",), {"bits": 4, "group": 32, "symmetric": True}),
     Plan("base-0-pruned", "pruned", ("base-0",), {"share": 0.5}),
     Plan("base-2-dropped", "layers-dropped", ("base-2",), {"dropped": [5]}),
     Plan("base-0-merged", "merged", ("base-0-topics", "base-0-code"), {"coefficients": [0.5, 0.5]}),
@@ -120,7 +120,7 @@ def build_zoo(
         only: Names to build; their missing parents are built too. None is all.
         resume: Keep members that are there and were made by the same plan; otherwise they are made again.
         plans: The members, parents first.
-        progress: Called with member names and counts, and within a training with its steps.
+        progress: Called with "members" and their count, and within a training with its name and steps.
 
     Returns:
         Truth of all members that are there afterwards.
@@ -132,7 +132,7 @@ def build_zoo(
     out.mkdir(parents=True, exist_ok=True)
     wanted = _with_parents(only, plans)
     for count, plan in enumerate(wanted):
-        progress(plan.name, count, len(wanted))
+        progress("members", count, len(wanted))
         folder = out / plan.name
         if folder.exists() and not resume and not _made_with_earlier(plan, wanted[:count]):
             shutil.rmtree(folder)
@@ -141,6 +141,7 @@ def build_zoo(
         else:
             _STEPS[plan.kind](out, plan, progress)
         write_text(out / TRUTH_NAME, truth_to_json(read_family(out, plans)))
+    progress("members", len(wanted), len(wanted))
     return read_family(out, plans)
 
 
@@ -291,13 +292,15 @@ def _write_edit(
     progress(plan.name, 1, 1)
 
 
-def _facts(parent: Path, plan: Plan, tensors: Mapping[str, Array], config: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(
+    parent: Path, plan: Plan, tensors: Mapping[str, Array], config: Mapping[str, Any], tokenizer: Path | None = None
+) -> dict[str, Any]:
     """The record's parameters of an edit: settings, and the loss on the roots' text before and after."""
     corpus = load_corpus("docstrings")
     before, config_before = read_model(parent)
     losses = {
         "before": training.held_out_loss(before, config_before, parent, corpus),
-        "after": training.held_out_loss(tensors, config, parent, corpus),
+        "after": training.held_out_loss(tensors, config, tokenizer or parent, corpus),
     }
     return {
         "recipe": dict(plan.settings),
@@ -321,7 +324,16 @@ def _gguf(out: Path, plan: Plan, progress: Progress) -> None:
 
 
 def _disguise(out: Path, plan: Plan, progress: Progress) -> None:
-    raise UsageError("no disguise yet")
+    from whorl.attacks.disguise import write_disguised
+
+    parent, made = out / plan.parents[0], out / f".{plan.name}.made"
+    shutil.rmtree(made, ignore_errors=True)  # of a run that was killed
+    result = write_disguised(parent, made, plan.settings["seed"], dtype="F16")
+    facts = _facts(parent, plan, *read_model(made), tokenizer=made)
+    facts["recipe"]["edits"] = list(result.applied)
+    write_record(made, Record(plan.kind, plan.parents, facts, plan.settings["seed"]))
+    made.rename(out / plan.name)
+    progress(plan.name, 1, 1)
 
 
 _Step = Callable[[Path, Plan, Progress], None]

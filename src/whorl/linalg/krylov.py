@@ -278,5 +278,5 @@ class _Schedule:
         wait = 2
         if self._last is not None and 0 < residual < self._last[1]:
             rate = np.log(self._last[1] / residual) / (step - self._last[0])
-            wait = int(np.clip(np.ceil(0.8 * np.log(residual / self._tol) / rate), 1, max(4, step // 3)))
+            wait = int(np.clip(np.ceil(0.8 * np.log(residual / self._tol) / rate), 1, max(4, step // 5)))
         self._last, self._next = (step, residual), step + wait

@@ -19,7 +19,7 @@ FOOT = 58
 MAX_WITH_NUMBERS = 26
 MAX_WITH_NAMES = 120
 LEGEND_WIDTH = 180
-DARK = 0.62  # from this depth of colour on, figures are written in the light ink
+MID, DEEP = 0.5, 0.7  # from these depths on, figures change ink: the first on a dark page, the second on a light one
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class Cell:
     kin: bool
 
     @property
-    def dark(self) -> bool:
-        """Whether the figure needs the light ink."""
-        return self.depth is not None and self.depth >= DARK
+    def ink(self) -> str:
+        """Class that gives figure and outline an ink readable on this depth of colour."""
+        depth = self.depth or 0.0
+        return "deep" if depth >= DEEP else "mid" if depth >= MID else "pale"
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def clustermap(
         tree_ticks=tree_ticks,
         tree_title="mean distance" if table.direction == "distance" else "1 \N{MINUS SIGN} mean similarity",
         legend=scale.legend(),
-        legend_title=f"{table.direction}, darker is closer",
+        legend_title=f"{table.direction}, stronger colour is closer",
         alt=_alt(table, names, values),
         has_chips=layout.has_chips,
         has_gaps=len(values) < n * (n - 1) // 2,
@@ -171,7 +172,8 @@ def _order(tree: StoredTree | None, names: Sequence[str]) -> list[int]:
     """Rows from top to bottom: leaves of the tree, then the models it leaves out."""
     place = {name: i for i, name in enumerate(names)}
     shown = [] if tree is None else [place[name] for name in tree.leaves]
-    return [*shown, *(i for i in range(len(names)) if i not in set(shown))]
+    in_tree = set(shown)
+    return [*shown, *(i for i in range(len(names)) if i not in in_tree)]
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def _branches(tree: StoredTree | None, layout: _Layout) -> tuple[tuple[str, ...]
         (x1, y1), (x2, y2) = nodes[a], nodes[b]
         paths.append(f"M{x1:.1f} {y1:.1f}H{x:.1f}V{y2:.1f}H{x2:.1f}")
         nodes.append((x, (y1 + y2) / 2))
-    marks = ticks(0.0, highest, 2)
+    marks = ticks(0.0, highest, 3)
     return tuple(paths), tuple(
         Tick(right - span * v / highest, t) for v, t in zip(marks, tick_texts(marks), strict=True)
     )

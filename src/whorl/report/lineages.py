@@ -113,7 +113,8 @@ def separation(
 ) -> Separation | None:
     """Kin against strangers; None when there are no comparable pairs of one of the two sorts."""
     known = [i for i, name in enumerate(names) if name in lineages]
-    kin, strangers = [], []
+    kin: list[Extreme] = []
+    strangers: list[Extreme] = []
     for i, j in combinations(known, 2):
         value = values[i][j]
         if value is not None:

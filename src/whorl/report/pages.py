@@ -192,7 +192,7 @@ def _place_plot(e: StoredEvidence) -> Rug | None:
         return None
     table = found.scores[e.method]
     unrelated = table[np.triu_indices(len(table), 1)].tolist()
-    alt = f"{short_name(e.method)}: this pair at {number(value)} among {len(unrelated)} unrelated pairs. {place_words(e.place)}"
+    alt = f"{short_name(e.method)}: this pair at {number(value)} among {len(unrelated)} unrelated pairs."
     return rug((("unrelated pairs", unrelated),), alt, pointer=value)
 
 

@@ -2,13 +2,14 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from whorl.errors import safe_name
 
+ROUNDING = 1e-9  # fingerprints keep nine digits
 MINUS = "\N{MINUS SIGN}"
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 
@@ -42,18 +43,18 @@ def decimals(values: Iterable[float]) -> int:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with `digits` decimals; "n/c" for None. What is not exactly 1 is never written as 1."""
+    """A number with `digits` decimals; "n/c" for None. What is below 1 by more than rounding is never written as 1."""
     if value is None:
         return "n/c"
     text = f"{abs(value):.{digits}f}"
-    if value < 1 and float(text) == 1 and value > 0:
+    if 0 < value < 1 - ROUNDING and float(text) == 1:
         text = f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
     return f"{MINUS}{text}" if value < 0 and float(text) != 0 else text
 
 
 def short_number(value: float, digits: int) -> str:
     """A number for a small cell, without the zero before the point: ".998", "1", "-.32"."""
-    if value == 1:
+    if abs(value - 1) <= ROUNDING:
         return "1"
     return number(value, digits).replace("0.", ".", 1)
 
@@ -80,3 +81,28 @@ def tick_texts(values: Sequence[float]) -> list[str]:
     step = min((b - a for a, b in pairwise(values)), default=abs(values[0]) or 1.0)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return [number(v, digits) for v in values]
+
+
+def sentence(text: str) -> str:
+    """A message as a sentence: capital first letter, full stop."""
+    text = text.strip()
+    return text if not text else text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+
+
+def pixels(value: float) -> str:
+    """A coordinate with one decimal at most."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def shape_words(shape: Mapping[str, object]) -> str:
+    """The sizes of a model in one line."""
+    sizes = {
+        "d_model": "width",
+        "n_heads": "heads",
+        "n_kv_heads": "KV heads",
+        "d_mlp": "MLP",
+        "n_vocab": "vocabulary",
+    }
+    parts = [cut_name(shape.get("family", "?"), 40), f"{cut_name(shape.get('n_layers', '?'), 20)} layers"]
+    parts += [f"{word} {cut_name(shape[key], 20)}" for key, word in sizes.items() if key in shape]
+    return ", ".join(parts)

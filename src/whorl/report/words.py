@@ -13,7 +13,7 @@ EXACT = {
         "to collide would pass with a chance of about 2\u207b\u00b9\u00b2\u2078."
     ),
     "shared tensors": (
-        "No error rate applies: the bytes of these tensors are equal. That they are equal does not say who copied them, "
+        "No error rate applies: the bytes of these tensors are equal. That does not say who copied them, "
         "nor where the other tensors come from."
     ),
 }
@@ -63,10 +63,14 @@ def survey_summary(result: StoredSurvey) -> tuple[str, str]:
     related = sum(p.verdict == "related" for p in other)
     unrelated = sum(p.verdict == "unrelated" for p in other)
     undecided = len(other) - related - unrelated
-    found = (
-        f"{_count(len(exact), 'pair is', 'pairs are')} related by an exact relation, {related} by calibrated evidence; "
-        f"{unrelated} unrelated; {undecided} undecided."
+    counts = (
+        (len(exact), "related by an exact relation"),
+        (related, "related by calibrated evidence"),
+        (unrelated, "unrelated"),
+        (undecided, "undecided"),
     )
+    parts = [f"{n} {what}" for n, what in counts if n] or ["no pairs"]
+    found = f"Of {len(result.pairs)} pairs {', '.join(parts)}."
     if any(p.p_value is not None for p in result.pairs):
         rate = (
             f"Exact relations need no error rate. A pair is called related on other evidence only when its corrected "
@@ -81,10 +85,6 @@ def survey_summary(result: StoredSurvey) -> tuple[str, str]:
     return found, rate
 
 
-def _count(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"
-
-
 def separation_words(found: Separation, names: Sequence[str], method: str) -> list[str]:
     """Three plain sentences on kin and strangers for one method."""
     digits = max(3, decimals([*found.kin.all, *found.strangers.all]))
@@ -97,16 +97,16 @@ def separation_words(found: Separation, names: Sequence[str], method: str) -> li
 
     kin, far = found.kin, found.strangers
     first = (
-        f"Within lineages the mean {method} is {num(kin.mean)} ({num(kin.low)} to {num(kin.high)}, {len(kin.all)} pairs); "
-        f"between lineages {num(far.mean)} ({num(far.low)} to {num(far.high)}, {len(far.all)} pairs)."
+        f"Within lineages the mean {method} is {num(kin.mean)} ({num(kin.low)} to {num(kin.high)}, {len(kin.all)} "
+        f"pairs); between lineages {num(far.mean)} ({num(far.low)} to {num(far.high)}, {len(far.all)} pairs)."
     )
     a, b = found.farthest_kin, found.closest_strangers
     if found.overlap:
         second = (
-            f"The two ranges overlap: {found.strangers_inside} of {len(far.all)} pairs of strangers are at least as close "
-            f"as the least close kin ({pair(a.a, a.b)}, {num(a.value)}), and {found.kin_inside} of {len(kin.all)} pairs "
-            f"of kin are no closer than the closest strangers ({pair(b.a, b.b)}, {num(b.value)}). No threshold "
-            "separates them."
+            f"The two ranges overlap: {found.strangers_inside} of {len(far.all)} pairs of strangers are at least as "
+            f"close as the least close kin ({pair(a.a, a.b)}, {num(a.value)}), and {found.kin_inside} of "
+            f"{len(kin.all)} pairs of kin are no closer than the closest strangers ({pair(b.a, b.b)}, {num(b.value)}). "
+            "No threshold separates them."
         )
     else:
         second = (

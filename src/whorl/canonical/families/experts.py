@@ -19,7 +19,7 @@ def lay_out(draft: Draft, model_type: str) -> Layout:
     for layer in range(shape.n_layers):
         attention(draft, shape, model_type, layer)
         base = f"{draft.prefix}layers.{layer}"
-        norms = mlp_norms(draft, shape, model_type, base)
+        norms = mlp_norms(draft, shape, base)
         if _is_dense(draft, layer):
             dense_mlp(draft, dense, layer, f"{base}.mlp", dense.d_mlp, norms)
         else:

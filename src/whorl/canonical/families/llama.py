@@ -50,7 +50,7 @@ def lay_out(draft: Draft, model_type: str) -> Layout:
     for layer in range(shape.n_layers):
         attention(draft, shape, model_type, layer)
         base = f"{draft.prefix}layers.{layer}"
-        dense_mlp(draft, shape, layer, f"{base}.mlp", shape.d_mlp, mlp_norms(draft, shape, model_type, base))
+        dense_mlp(draft, shape, layer, f"{base}.mlp", shape.d_mlp, mlp_norms(draft, shape, base))
     return finish(draft, shape)
 
 
@@ -84,6 +84,7 @@ def read_shape(draft: Draft, model_type: str) -> ModelShape:
         embed_multiplier=float(sizes.d) ** 0.5 if gemma else 1.0,
         norm_eps=draft.number("rms_norm_eps", default=1e-6),
         rotary_dim=draft.rotary(sizes.d_h),
+        input_norm=model_type != "olmo2",
         has_unembed=tied or head_name(draft) in draft.tensors or draft.prefix != "",
     )
 
@@ -103,7 +104,7 @@ def attention(draft: Draft, shape: ModelShape, model_type: str, layer: int) -> N
     """Adds the attention of one layer."""
     base = f"{draft.prefix}layers.{layer}"
     norms = (
-        [] if model_type == "olmo2" else draft.norm("norm_attn", f"{base}.input_layernorm", shape.d_model, bias=False)
+        [] if not shape.input_norm else draft.norm("norm_attn", f"{base}.input_layernorm", shape.d_model, bias=False)
     )
     if shape.norm_style == "sandwich":
         norms += draft.norm("post_attn_norm", f"{base}.post_attention_layernorm", shape.d_model, bias=False)
@@ -143,12 +144,12 @@ def _qk_norms(draft: Draft, shape: ModelShape, name: str) -> list[Stored]:
     ]
 
 
-def mlp_norms(draft: Draft, shape: ModelShape, model_type: str, base: str) -> list[Stored]:
+def mlp_norms(draft: Draft, shape: ModelShape, base: str) -> list[Stored]:
     """The norms around the MLP of one layer."""
     if shape.norm_style != "sandwich":
         return draft.norm("norm_mlp", f"{base}.post_attention_layernorm", shape.d_model, bias=False)
     post = draft.norm("post_mlp_norm", f"{base}.post_feedforward_layernorm", shape.d_model, bias=False)
-    if model_type == "olmo2":
+    if not shape.input_norm:
         return post
     return [*draft.norm("norm_mlp", f"{base}.pre_feedforward_layernorm", shape.d_model, bias=False), *post]
 
