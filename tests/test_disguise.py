@@ -106,7 +106,7 @@ def test_impossible_edits_are_listed_and_refused_when_named(name):
 
 
 def test_an_edit_that_is_not_allowed_would_change_the_function(tmp_path):
-    """The obstacles are real: rotating a LayerNorm model, or scaling GELU neurons, changes its logits."""
+    """The obstacle is real: scaling the neurons of a GELU without gate changes the logits."""
     from whorl.attacks import _edits_inside as inside
 
     source, roles, expected = original("gpt2")

@@ -484,3 +484,6 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(tmp_path):
 def test_building_some_members_builds_their_parents(tmp_path):
     truth = build_zoo(tmp_path, only=["int4"], plans=little_plans())
     assert [m.name for m in truth.members] == ["root", "tuned", "int4"]
+    truth = build_zoo(tmp_path, only=["tuned"], resume=False, plans=little_plans())
+    assert [m.name for m in truth.members] == ["root", "tuned"]  # int4 was made from the copy that is gone
+    assert not (tmp_path / "int4").exists()

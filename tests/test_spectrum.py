@@ -9,11 +9,19 @@ from hypothesis import strategies as st
 from scipy.linalg import svdvals
 
 from whorl.errors import NotComparable, UsageError
+from whorl.linalg import spectrum
 from whorl.linalg.blocks import ArrayRows, Difference, checked
 from whorl.linalg.gram import dense_values
 from whorl.linalg.heads import ov_norms, ov_spectra, qk_norms, qk_spectra
 from whorl.linalg.krylov import Plan, Space, block_krylov
 from whorl.linalg.spectrum import full_spectrum, top_singular_values
+
+
+@pytest.fixture(autouse=True)
+def _iterate_on_small_matrices(monkeypatch):
+    """The iteration is under test here; matrices of test size would otherwise take the Gram path."""
+    monkeypatch.setattr(spectrum, "SMALL_SIDE", 512)
+
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from whorl._readers.open import OpenedModel, open_model
 from whorl.calibration import Calibration, Place, find
 from whorl.canonical.model import CanonicalModel
 from whorl.errors import NotComparable, UsageError
-from whorl.fingerprints import Fingerprint, scan
+from whorl.fingerprints import Fingerprint, say, scan
 from whorl.lineage.exact import ExactFinding, same_bytes, same_values
 from whorl.progress import Progress, silent
 from whorl.registry import resolve
@@ -221,7 +222,7 @@ def _side(
                 f"The stored fingerprint of '{ref.resolved}' lacks {missing[0]}: make it again from the model."
             )
         return _Side(ref, None)
-    opened = stack.enter_context(open_model(ref, adapter=adapter, offline=offline))
+    opened = stack.enter_context(open_model(ref, adapter=adapter, offline=offline, progress=partial(say, progress)))
     return _Side(scan(opened, methods, progress), opened)
 
 

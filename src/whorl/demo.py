@@ -4,7 +4,8 @@ Every example model was trained by this project's own `whorl lab zoo`, so who de
 do not see that, only the report does.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def run_demo(out: str | Path = "demo-out", *, zoo: Path | None = None, progress:
         )
     truth = read_truth(folder)
     lineages = {m.name: Lineage(m.group, m.kind) for m in truth.members}
-    found = survey({m.name: _ref(folder, m) for m in truth.members}, progress=progress)
+    with _one_thread():
+        found = survey({m.name: _ref(folder, m) for m in truth.members}, progress=progress)
     target = Path(out)
     written = [
         f.save(target / "fingerprints" / f"{name}.json")
@@ -82,6 +84,16 @@ def run_demo(out: str | Path = "demo-out", *, zoo: Path | None = None, progress:
         )
     )
     return Demo(found, truth, lineages, _examples(found, truth), tuple(written))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small are slower on several threads, several times so on a busy machine."""
+    import sklearn.cluster  # noqa: F401  only libraries that are loaded can be limited
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
 
 
 def _ref(folder: Path, member: Member) -> Ref:

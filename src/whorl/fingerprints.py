@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from whorl import __version__
 from whorl._atomic import write_text
 from whorl._readers.open import OpenedModel, open_model
+from whorl._threads import ahead, cores
 from whorl.canonical.embedding import embedding_rms
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import ModelShape
@@ -168,8 +170,14 @@ def fingerprint(
         RemoteError: the Hub could not be reached.
     """
     chosen = resolve(methods)
-    with open_model(ref, adapter=adapter, revision=revision, offline=offline) as opened:
+    said = partial(say, progress)
+    with open_model(ref, adapter=adapter, revision=revision, offline=offline, progress=said) as opened:
         return scan(opened, chosen, progress)
+
+
+def say(progress: Progress, text: str) -> None:
+    """A step without a count, such as a download."""
+    progress(text, 0, 1)
 
 
 def scan(opened: OpenedModel, methods: Iterable[WeightMethod], progress: Progress = silent) -> Fingerprint:
@@ -206,11 +214,12 @@ def _observe(
 ) -> Iterator[tuple[WeightMethod, list[Observation]]]:
     seen: list[list[Observation]] = [[] for _ in methods]
     total = len(model.layout.parts)
-    for done, part in enumerate(model.parts(digests)):
-        progress(label, done, total)
-        statistics = PartStatistics(part, rms)
-        for method, kept in zip(methods, seen, strict=True):
-            kept.append(Observation(part.layer, part.expert, method.observe(statistics)))
+    with cores() as map_:
+        for done, part in enumerate(ahead(model.parts(digests))):
+            progress(label, done, total)
+            statistics = PartStatistics(part, rms, map_)
+            for method, kept in zip(methods, seen, strict=True):
+                kept.append(Observation(part.layer, part.expert, method.observe(statistics)))
     progress(label, total, total)
     return iter(zip(methods, seen, strict=True))
 

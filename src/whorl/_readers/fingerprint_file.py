@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from whorl._readers import limits
+from whorl._readers.local_files import read_checked
 from whorl._readers.strict_json import parse
 from whorl.canonical.roles import ModelShape
 from whorl.errors import MalformedFile, UnsupportedFile, UsageError
@@ -62,9 +63,9 @@ def read_fingerprint(path: Path) -> Fingerprint:
     """
     if not path.is_file():
         raise UsageError(f"There is no fingerprint file '{path}'.")
-    if path.stat().st_size > limits.MAX_FINGERPRINT_BYTES:
-        raise MalformedFile("fingerprint", path.name, "larger than any fingerprint", "a small JSON file", AGAIN)
-    return parse_fingerprint(parse(path.read_bytes(), "fingerprint", path.name), path.name)
+    return parse_fingerprint(
+        parse(read_checked(path, "fingerprint", limits.MAX_FINGERPRINT_BYTES), "fingerprint", path.name), path.name
+    )
 
 
 def parse_fingerprint(data: object, name: str) -> Fingerprint:
@@ -82,7 +83,9 @@ def parse_fingerprint(data: object, name: str) -> Fingerprint:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:80]
-        raise MalformedFile("fingerprint", name, f"field '{where}': {first['msg']}", "a whorl fingerprint", AGAIN) from None
+        raise MalformedFile(
+            "fingerprint", name, f"field '{where}': {first['msg']}", "a whorl fingerprint", AGAIN
+        ) from None
     except TypeError:
         raise MalformedFile("fingerprint", name, "fields of 'shape' differ", "those of this version", AGAIN) from None
     found = Fingerprint(

@@ -2,16 +2,53 @@
 
 import contextlib
 import os
+import shlex
 import sys
+import traceback
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from whorl.cli import compare, exit_codes, fingerprint, lab, report
 from whorl.cli.sink import Sink
 from whorl.errors import WhorlError
 
+CLICK_ERRORS = (TyperException, typer.Exit, typer.Abort)
+
+
+class Whorl(TyperGroup):
+    """The command group; the one place where errors become exit codes.
+
+    Errors of our tree become a sentence and their code; a bug keeps its traceback and exits 70, because Python's own 1
+    would read as a negative verdict.
+    """
+
+    def invoke(self, ctx: typer.Context) -> object:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except WhorlError as error:
+            Sink(as_json="--json" in sys.argv).error(error)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            Sink().hint(f"Interrupted. Finished items are kept; to go on: whorl {shlex.join(sys.argv[1:])}")
+            sys.exit(exit_codes.INTERRUPTED)
+        except BrokenPipeError:
+            # `whorl ... | head`: the reader has seen enough.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(exit_codes.DONE)
+        except CLICK_ERRORS:
+            raise
+        except Exception:
+            traceback.print_exc()
+            sys.exit(exit_codes.BUG)
+
+
 app = typer.Typer(
     name="whorl",
+    cls=Whorl,
     help="Whose language model is this? Decides, with stated error rates, whether models share an origin.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -41,25 +78,5 @@ def _main(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 def run() -> None:
-    """Entry point: errors of our tree become a sentence and their exit code; a bug keeps its traceback and exits 70."""
-    sys.excepthook = _bug
-    try:
-        app()
-    except WhorlError as error:
-        Sink(as_json="--json" in sys.argv).error(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        command = " ".join(sys.argv[1:])
-        Sink().hint(f"Interrupted. Finished items are kept; to go on: whorl {command}")
-        sys.exit(exit_codes.INTERRUPTED)
-    except BrokenPipeError:
-        # `whorl ... | head`: the reader has seen enough.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(exit_codes.DONE)
-
-
-def _bug(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
-    sys.stderr.flush()
-    os._exit(exit_codes.BUG)
+    """Entry point."""
+    app()

@@ -13,7 +13,7 @@ from whorl.errors import safe_name
 
 if TYPE_CHECKING:
     from whorl.demo import Demo, Example
-    from whorl.report.lineages import Lineage
+    from whorl.report.lineages import Lineage, Values
     from whorl.survey import Survey, Table
 
 LightOption = Annotated[bool, typer.Option("--light", help="Leave out the page's script; pictures stay.")]
@@ -162,8 +162,8 @@ def _show_separation(sink: Sink, found: "Demo") -> None:
             rows.append(
                 (
                     table.method.partition("@")[0],
-                    f"{apart.kin.mean:.3f} ({apart.kin.low:.3f} to {apart.kin.high:.3f})",
-                    f"{apart.strangers.mean:.3f} ({apart.strangers.low:.3f} to {apart.strangers.high:.3f})",
+                    _span(apart.kin),
+                    _span(apart.strangers),
                     f"{apart.strangers_inside} of {len(apart.strangers.all)}",
                     f"{apart.auc:.3f}",
                 )
@@ -173,8 +173,16 @@ def _show_separation(sink: Sink, found: "Demo") -> None:
     sink.line("")
 
 
+def _span(values: "Values") -> str:
+    from whorl.report.shown import number
+
+    return f"{number(values.mean)} ({number(values.low)} to {number(values.high)})"
+
+
 def _example_row(example: "Example") -> tuple[str, ...]:
+    from whorl.report.shown import number
+
     c = example.comparison
     verdict = c.verdict if c.relation == c.verdict else f"{c.verdict}: {c.relation}"
-    values = ["n/c" if e.value is None else f"{e.value:.3f}" for e in c.evidence]
+    values = [number(e.value) for e in c.evidence]
     return f"{example.a} | {example.b}", example.known, verdict, *values

@@ -118,7 +118,8 @@ def build_zoo(
     Args:
         out: Folder of the family; made when missing.
         only: Names to build; their missing parents are built too. None is all.
-        resume: Keep members that are there and were made by the same plan; otherwise they are made again.
+        resume: Keep members that are there and were made by the same plan; otherwise they are made again. Making a
+            member removes what was made from an earlier copy of it.
         plans: The members, parents first.
         progress: Called with "members" and their count, and within a training with its name and steps.
 
@@ -131,16 +132,19 @@ def build_zoo(
     training.require_lab()
     out.mkdir(parents=True, exist_ok=True)
     wanted = _with_parents(only, plans)
+    made: set[str] = set()
     for count, plan in enumerate(wanted):
         progress("members", count, len(wanted))
-        folder = out / plan.name
-        if folder.exists() and not resume and not _made_with_earlier(plan, wanted[:count]):
-            shutil.rmtree(folder)
-        if folder.exists():
-            _check_same_plan(plan, folder)
-        else:
-            _STEPS[plan.kind](out, plan, progress)
+        if plan.with_member in made:
+            continue  # the step that made the other one made this one too
+        if resume and (out / plan.name).exists():
+            _check_same_plan(plan, out / plan.name)
+            continue
+        _discard(out, plan.name, plans)
+        _STEPS[plan.kind](out, plan, progress)
+        made.add(plan.name)
         write_text(out / TRUTH_NAME, truth_to_json(read_family(out, plans)))
+    write_text(out / TRUTH_NAME, truth_to_json(read_family(out, plans)))
     progress("members", len(wanted), len(wanted))
     return read_family(out, plans)
 
@@ -197,8 +201,12 @@ def _with_parents(only: Sequence[str] | None, plans: Sequence[Plan]) -> list[Pla
     return [plan for plan in plans if plan.name in needed]
 
 
-def _made_with_earlier(plan: Plan, earlier: Sequence[Plan]) -> bool:
-    return plan.with_member is not None and any(other.name == plan.with_member for other in earlier)
+def _discard(out: Path, name: str, plans: Sequence[Plan]) -> None:
+    """Remove a member and what was made from it: a child of a replaced parent would belie its record."""
+    shutil.rmtree(out / name, ignore_errors=True)
+    for plan in plans:
+        if name in plan.parents:
+            _discard(out, plan.name, plans)
 
 
 def _check_same_plan(plan: Plan, folder: Path) -> None:

@@ -18,7 +18,7 @@ from whorl.source import Floats
 
 Path = Literal["krylov", "gram", "dense"]
 
-SMALL_SIDE = 512  # up to here the Gram matrix costs less than a Krylov run
+SMALL_SIDE = 1024  # up to here the Gram matrix costs less than a Krylov run
 GRAM_SIDE = 8192  # largest Gram matrix formed as a fallback: 512 MB in float64
 DENSE_VALUES = 1 << 22  # largest matrix given to a dense SVD: 2048 x 2048, about 2 s
 BLOCK_IN_MEMORY = 16  # fewer columns in all: measured 20 % faster than 32 at 4096 x 4096

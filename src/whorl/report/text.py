@@ -33,7 +33,7 @@ def matrix_lines(
     for row, i in enumerate(order):
         mark = letter[lineages[names[i]].group] if names[i] in lineages else " "
         cells = "".join(f"{_cell(values[i][j], scale):>4}" for j in order[:row])
-        lines.append(f"{row + 1:>2} {mark:<2} {cut_name(names[i], room):<{room}}{cells}")
+        lines.append(f"{row + 1:>2} {mark:<2} {cut_name(names[i], room):<{room}}{cells}".rstrip())
     return lines
 
 

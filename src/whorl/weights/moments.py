@@ -8,10 +8,12 @@ folded copy of the matrix is made.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from whorl._threads import Map
 from whorl.canonical.form import gain
 from whorl.canonical.roles import MATRIX_ROLES, Part
 from whorl.source import Floats
@@ -39,9 +41,10 @@ class Sums:
     squares: Doubles
 
 
-def part_moments(part: Part, embed_rms: float) -> dict[str, Doubles]:
+def part_moments(part: Part, embed_rms: float, map_: Map = map) -> dict[str, Doubles]:
     """`raw.<type>` and `gauge.<type>` of one sublayer: (n, sum, sum of squares), shape (3,) each."""
-    sums = {role: _sums(part, role) for role in MATRIX_ROLES if role in part.raw}
+    roles = [role for role in MATRIX_ROLES if role in part.raw]
+    sums = dict(zip(roles, map_(partial(_sums, part), roles), strict=True))
     factors = scales({role: s.squares for role, s in sums.items()}, part.shape, embed_rms)
     found = {f"raw.{role}": s.raw for role, s in sums.items()}
     for role, s in sums.items():

@@ -5,6 +5,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from whorl._threads import Map
 from whorl.canonical.form import canonical
 from whorl.canonical.roles import MATRIX_ROLES, Attention, Mlp, Part
 from whorl.linalg.heads import ov_norms, ov_spectra, qk_norms, qk_spectra
@@ -22,11 +23,13 @@ class PartStatistics:
     Args:
         part: The sublayer as read.
         embed_rms: Root mean square of the model's canonical embedding, its unit of residual size.
+        map_: How independent matrices are worked through: the built-in `map`, or a parallel one.
     """
 
-    def __init__(self, part: Part, embed_rms: float = 1.0) -> None:
+    def __init__(self, part: Part, embed_rms: float = 1.0, map_: Map = map) -> None:
         self.part = part
         self.embed_rms = embed_rms
+        self._map = map_
 
     @cached_property
     def canonical(self) -> Attention | Mlp:
@@ -46,7 +49,7 @@ class PartStatistics:
     @cached_property
     def moments(self) -> dict[str, NDArray[np.float64]]:
         """`raw.<type>` and `gauge.<type>`: (n, sum, sum of squares)."""
-        return part_moments(self.part, self.embed_rms)
+        return part_moments(self.part, self.embed_rms, self._map)
 
     @cached_property
     def top_raw(self) -> dict[str, NDArray[np.float64]]:
@@ -54,12 +57,12 @@ class PartStatistics:
 
         `bound.<type>`, shape (1,), is the largest relative bound on their error (see `whorl.linalg.spectrum`).
         """
-        return _top(self.raw)
+        return _top(self.raw, self._map)
 
     @cached_property
     def top_gauge(self) -> dict[str, NDArray[np.float64]]:
         """Leading singular values of the balanced matrices, keys as in `top_raw`."""
-        return _top(self.gauge)
+        return _top(self.gauge, self._map)
 
     @cached_property
     def operator_spectra(self) -> dict[str, NDArray[np.float64]]:
@@ -80,16 +83,19 @@ class PartStatistics:
         return {"gate": _mean_log(np.sqrt(np.einsum("ij,ij->i", c.gate, c.gate, dtype=np.float64)))}
 
 
-def _top(matrices: dict[str, Floats]) -> dict[str, NDArray[np.float64]]:
+def _top(matrices: dict[str, Floats], map_: Map) -> dict[str, NDArray[np.float64]]:
     found: dict[str, NDArray[np.float64]] = {}
-    for t, w in matrices.items():
-        k = min(TOP_VALUES, *w.shape)
-        if w.any():
-            top = top_singular_values(w, k)
-            found[t], found[f"bound.{t}"] = top.values, top.bounds.max(keepdims=True)
-        else:  # a zeroed matrix is real input; its singular values are known
-            found[t], found[f"bound.{t}"] = np.zeros(k), np.zeros(1)
+    for t, (values, bound) in zip(matrices, map_(_top_of, matrices.values()), strict=True):
+        found[t], found[f"bound.{t}"] = values, bound
     return found
+
+
+def _top_of(w: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    k = min(TOP_VALUES, *w.shape)
+    if not w.any():  # a zeroed matrix is real input; its singular values are known
+        return np.zeros(k), np.zeros(1)
+    top = top_singular_values(w, k)
+    return top.values, top.bounds.max(keepdims=True)
 
 
 def _mean_log(norms: NDArray[np.float64]) -> float:
