@@ -97,8 +97,11 @@ def _one_thread() -> Iterator[None]:
 
 
 def _ref(folder: Path, member: Member) -> Ref:
-    path = str((folder / member.name).absolute())
-    return (str((folder / member.parents[0]).absolute()), path) if member.kind == "adapter" else path
+    path = (folder / member.name).absolute()
+    if member.kind == "adapter":
+        return str((folder / member.parents[0]).absolute()), str(path)
+    # A folder may hold several GGUF files, so a GGUF file is named itself.
+    return str(next(iter(sorted(path.glob("*.gguf"))), path) if member.kind == "gguf" else path)
 
 
 def _examples(found: Survey, truth: Truth) -> tuple[Example, ...]:

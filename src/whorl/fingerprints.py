@@ -12,24 +12,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from whorl import __version__
 from whorl._atomic import write_text
+from whorl._readers.limits import FINGERPRINT_SCHEMA
 from whorl._readers.open import OpenedModel, open_model
 from whorl._threads import ahead, cores
 from whorl.canonical.embedding import embedding_rms
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import ModelShape
+from whorl.errors import MalformedFile
 from whorl.progress import Progress, silent
 from whorl.registry import resolve
 from whorl.weights.method import WeightMethod
 from whorl.weights.part_statistics import PartStatistics
 from whorl.weights.values import Observation, Values
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from whorl._readers.fingerprint_file import FingerprintFile
+
 ROWS_AT_ONCE = 8192
 FLOAT_PREFIXES = ("F", "BF", "Q")  # floats and the GGUF block types; integer buffers are not weights
 DIGITS = 9  # significant digits kept of every value: below float32 resolution, and the file stays small
@@ -84,7 +88,7 @@ class Fingerprint:
     def to_dict(self) -> dict[str, Any]:
         """The fingerprint as JSON types; `Fingerprint.from_dict` is the inverse."""
         return {
-            "schema": SCHEMA,
+            "schema": FINGERPRINT_SCHEMA,
             "kind": "fingerprint",
             "whorl_version": __version__,
             "typed": self.typed,
@@ -107,9 +111,9 @@ class Fingerprint:
         Raises:
             MalformedFile, UnsupportedFile: wrong schema, unknown field, numbers that are not finite, wrong digest.
         """
-        from whorl._readers.fingerprint_file import parse_fingerprint
+        from whorl._readers.fingerprint_file import check
 
-        return parse_fingerprint(data, name)
+        return _from_file(check(data, name), name)
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, atomically."""
@@ -122,9 +126,9 @@ class Fingerprint:
         Raises:
             InputRefused: as `from_dict`, or the file is not strict JSON.
         """
-        from whorl._readers.fingerprint_file import read_fingerprint
+        from whorl._readers.fingerprint_file import read_file
 
-        return read_fingerprint(Path(path))
+        return _from_file(read_file(Path(path)), Path(path).name)
 
     def __repr__(self) -> str:
         return f"<Fingerprint of {self.resolved!r}: {', '.join(self.methods)}>"
@@ -136,6 +140,33 @@ class Fingerprint:
         )
         head = f"{html.escape(self.resolved)} <small>{self.weights_digest[:16]}</small>"
         return f"<table><caption>{head}</caption>{rows}</table>"
+
+
+def _from_file(file: "FingerprintFile", name: str) -> Fingerprint:
+    try:
+        shape = ModelShape(**file.shape)  # type: ignore[arg-type]
+    except TypeError:
+        advice = "Make it again with `whorl fingerprint`."
+        raise MalformedFile("fingerprint", name, "fields of 'shape' differ", "those of this version", advice) from None
+    found = Fingerprint(
+        typed=file.typed,
+        resolved=file.resolved,
+        commit=file.commit,
+        shape=shape,
+        declared=file.declared,
+        notes=tuple(file.notes),
+        inventory=file.inventory,
+        tensors=tuple(TensorRecord(t.name, t.dtype, tuple(t.shape), t.sha256) for t in file.tensors),
+        methods={
+            key: {part: np.array(array.values, dtype=np.float64).reshape(array.shape) for part, array in arrays.items()}
+            for key, arrays in file.methods.items()
+        },
+        environment=file.environment,
+    )
+    if found.weights_digest != file.weights_digest:
+        expected = "the digest as written"
+        raise MalformedFile("fingerprint", name, "its digest does not fit its tensors", expected, "Ask for it again.")
+    return found
 
 
 def _encode(values: Values) -> dict[str, Any]:

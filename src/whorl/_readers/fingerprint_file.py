@@ -2,19 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from whorl._readers import limits
 from whorl._readers.local_files import read_checked
 from whorl._readers.strict_json import parse
-from whorl.canonical.roles import ModelShape
-from whorl.errors import MalformedFile, UnsupportedFile, UsageError
-from whorl.fingerprints import SCHEMA, Fingerprint, TensorRecord
+from whorl.errors import MalformedFile, UnsupportedFile, UsageError, safe_name
 from whorl.registry import method
-from whorl.weights.values import Values
 
 AGAIN = "Make it again with `whorl fingerprint`."
 Size = Annotated[int, Field(ge=0, lt=2**40)]
@@ -25,19 +21,25 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Array(_Strict):
+class StoredArray(_Strict):
+    """One array of a method, row by row."""
+
     shape: Annotated[list[Size], Field(max_length=4)]
     values: list[FiniteFloat]
 
 
-class _Tensor(_Strict):
+class StoredTensor(_Strict):
+    """One tensor record."""
+
     name: str
     dtype: str
     shape: list[Size]
     sha256: Hex
 
 
-class _File(_Strict):
+class FingerprintFile(_Strict):
+    """The whole file; unknown fields are refused."""
+
     schema_: Annotated[int, Field(alias="schema")]
     kind: Literal["fingerprint"]
     whorl_version: str
@@ -49,73 +51,55 @@ class _File(_Strict):
     declared: dict[str, str]
     notes: list[str]
     inventory: dict[str, int | list[str]]
-    tensors: list[_Tensor]
-    methods: dict[str, dict[str, _Array]]
+    tensors: list[StoredTensor]
+    methods: dict[str, dict[str, StoredArray]]
     environment: dict[str, str]
 
 
-def read_fingerprint(path: Path) -> Fingerprint:
-    """A fingerprint from its JSON file.
+def read_file(path: Path) -> FingerprintFile:
+    """The checked content of a fingerprint file.
 
     Raises:
         UsageError: no such file.
-        InputRefused: not strict JSON, not a fingerprint, or tampered with.
+        InputRefused: not strict JSON, or not a fingerprint.
     """
     if not path.is_file():
-        raise UsageError(f"There is no fingerprint file '{path}'.")
-    return parse_fingerprint(
-        parse(read_checked(path, "fingerprint", limits.MAX_FINGERPRINT_BYTES), "fingerprint", path.name), path.name
-    )
+        raise UsageError(f"There is no fingerprint file '{safe_name(path)}'.")
+    data = read_checked(path, "fingerprint", limits.MAX_FINGERPRINT_BYTES)
+    return check(parse(data, "fingerprint", path.name), path.name)
 
 
-def parse_fingerprint(data: object, name: str) -> Fingerprint:
-    """A fingerprint from parsed JSON (row 49 of the table of refusals: schema, method, numbers, digest).
+def check(data: object, name: str) -> FingerprintFile:
+    """A fingerprint from parsed JSON (row 49 of the table of refusals: schema, method, numbers).
 
     Raises:
         UnsupportedFile: another schema version, or a method or version that is not installed.
-        MalformedFile: a field missing, unknown or of the wrong type; a number not finite; a digest that does not fit.
+        MalformedFile: a field missing, unknown or of the wrong type; a number not finite; values that do not fit a shape.
     """
-    if isinstance(data, dict) and data.get("schema") not in (None, SCHEMA):
-        raise UnsupportedFile("fingerprint", name, f"schema {data['schema']!r:.20}", f"schema {SCHEMA}", AGAIN)
+    if isinstance(data, dict) and data.get("schema") not in (None, limits.FINGERPRINT_SCHEMA):
+        raise UnsupportedFile(
+            "fingerprint", name, f"schema {data['schema']!r:.20}", f"schema {limits.FINGERPRINT_SCHEMA}", AGAIN
+        )
     try:
-        file = _File.model_validate(data)
-        shape = ModelShape(**file.shape)  # type: ignore[arg-type]
+        file = FingerprintFile.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:80]
-        raise MalformedFile(
-            "fingerprint", name, f"field '{where}': {first['msg']}", "a whorl fingerprint", AGAIN
-        ) from None
-    except TypeError:
-        raise MalformedFile("fingerprint", name, "fields of 'shape' differ", "those of this version", AGAIN) from None
-    found = Fingerprint(
-        typed=file.typed,
-        resolved=file.resolved,
-        commit=file.commit,
-        shape=shape,
-        declared=file.declared,
-        notes=tuple(file.notes),
-        inventory=file.inventory,
-        tensors=tuple(TensorRecord(t.name, t.dtype, tuple(t.shape), t.sha256) for t in file.tensors),
-        methods={key: _values(key, arrays, name) for key, arrays in file.methods.items()},
-        environment=file.environment,
-    )
-    if found.weights_digest != file.weights_digest:
-        raise MalformedFile("fingerprint", name, "its digest does not fit its tensors", "the digest as written", AGAIN)
-    return found
+        found = f"field '{where}': {first['msg']}"
+        raise MalformedFile("fingerprint", name, found, "a whorl fingerprint", AGAIN) from None
+    for key, arrays in file.methods.items():
+        _check_method(key, arrays, name)
+    return file
 
 
-def _values(key: str, arrays: dict[str, _Array], name: str) -> Values:
+def _check_method(key: str, arrays: dict[str, StoredArray], name: str) -> None:
     try:
         known = method(key).canonical_name == key
     except UsageError as error:
         raise UnsupportedFile("fingerprint", name, str(error), "methods that are installed", AGAIN) from None
     if not known:
         raise UnsupportedFile("fingerprint", name, f"method name '{key[:80]}'", "a canonical method name", AGAIN)
-    found: dict[str, Any] = {}
     for part, array in arrays.items():
         if math.prod(array.shape) != len(array.values):
             what = f"{key} '{part}': {len(array.values)} values"
             raise MalformedFile("fingerprint", name, what, f"{math.prod(array.shape)} by its shape", AGAIN)
-        found[part] = np.array(array.values, dtype=np.float64).reshape(array.shape)
-    return found

@@ -43,3 +43,6 @@ MAX_CONFIG_TEXT_CHARACTERS = 10_000
 # reading
 READ_BLOCK = 256 * 1024  # stays in the second-level cache between the read and the conversion
 MAX_DECODED = 64 * 1024**3  # one call to `rows`; larger tensors are read in row blocks
+
+# Fingerprint files.
+FINGERPRINT_SCHEMA = 1

@@ -180,6 +180,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _flush(file: Path) -> None:
+    file.chmod(0o644)  # some libraries write files that only their owner can read
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
 

@@ -49,7 +49,7 @@ def compare(
         rows = [
             (
                 e.method.partition("@")[0],
-                "not comparable" if e.value is None else f"{e.value:.4f}",
+                "not comparable" if e.value is None else f"{e.value:.6f}",
                 "" if e.p_value is None else f"{e.p_value:.3g}",
                 e.verdict if e.comparable else "–",
                 "; ".join((e.why, *e.warnings)),
@@ -60,7 +60,8 @@ def compare(
         for side, model in (("A", result.a), ("B", result.b)):
             for key, claim in model.declared.items():
                 sink.line(f"declared  {side} {key}: {claim} (not evidence)")
-        sink.line(f"{result.verdict} ({result.relation}): {result.why}")
+        relation = "" if result.relation == result.verdict else f" ({result.relation})"
+        sink.line(f"{result.verdict}{relation}: {result.why}")
     if result.verdict == "undecided":
         raise typer.Exit(exit_codes.UNDECIDED)
     if check and result.verdict == "unrelated":

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import traceback
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -24,7 +25,7 @@ class Whorl(TyperGroup):
     would read as a negative verdict.
     """
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)

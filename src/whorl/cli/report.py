@@ -117,9 +117,10 @@ def _show_demo(sink: Sink, found: "Demo") -> None:
     sink.line("")
     _show_survey(sink, found.survey, found.lineages)
     _show_separation(sink, found)
-    names = [t.method.partition("@")[0] for t in found.survey.tables]
-    rows = [_example_row(e) for e in found.examples]
-    sink.table("Some pairs, and what is known of them", ("pair", "known", "verdict", *names), rows)
+    sink.line("Some pairs, and what is known of them:")
+    for example in found.examples:
+        for line in _example_lines(example):
+            sink.line(line)
     sink.line("'undecided' is not 'unrelated': only exact relations decide without a calibration of unrelated models.")
 
 
@@ -145,7 +146,8 @@ def _show_table(sink: Sink, table: "Table", names: tuple[str, ...], lineages: "M
     from whorl.report.text import hundredths_or_thousandths, matrix_lines
 
     unit = "thousandths" if hundredths_or_thousandths(table.values) == 1000 else "hundredths"
-    sink.line(f"{table.method}: {table.direction} in {unit}, = is 1, n/c is not comparable")
+    sink.line(table.method)
+    sink.line(f"{table.direction} in {unit}; = is 1 to nine digits, n/c not comparable")
     for line in matrix_lines(table.values, names, lineages, sink.width):
         sink.line(line)
     sink.line("")
@@ -168,21 +170,23 @@ def _show_separation(sink: Sink, found: "Demo") -> None:
                     f"{apart.auc:.3f}",
                 )
             )
-    columns = ("method", "within lineages: mean (range)", "between lineages", "strangers as close as kin", "AUC")
-    sink.table("Does a method follow lineage? A description of these models, not an error rate", columns, rows)
+    sink.line("Does a method follow lineage? Means and ranges; overlap: strangers as close as the least close kin.")
+    sink.table(
+        "A description of these models, not an error rate", ("method", "kin", "strangers", "overlap", "AUC"), rows
+    )
     sink.line("")
 
 
 def _span(values: "Values") -> str:
     from whorl.report.shown import number
 
-    return f"{number(values.mean)} ({number(values.low)} to {number(values.high)})"
+    return f"{number(values.mean, 3)} ({number(values.low, 3)}..{number(values.high, 3)})"
 
 
-def _example_row(example: "Example") -> tuple[str, ...]:
+def _example_lines(example: "Example") -> tuple[str, str]:
     from whorl.report.shown import number
 
     c = example.comparison
     verdict = c.verdict if c.relation == c.verdict else f"{c.verdict}: {c.relation}"
-    values = [number(e.value) for e in c.evidence]
-    return f"{example.a} | {example.b}", example.known, verdict, *values
+    values = ", ".join(f"{e.method.partition('@')[0]} {number(e.value, 3)}" for e in c.evidence)
+    return f"  {example.a} | {example.b} ({example.known})", f"    {verdict}; {values}"

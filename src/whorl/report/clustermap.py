@@ -12,13 +12,15 @@ from whorl.report.lineages import Lineage
 from whorl.report.shown import cut_name, decimals, number, short_number, tick_texts, ticks
 from whorl.report.stored import StoredTable, StoredTree
 
-TREE_WIDTH = 150
+TREE_WIDTH = 120
 CHIP_WIDTH = 22
 HEAD = 30
 FOOT = 58
+TABLE_WIDTH = 845
 MAX_WITH_NUMBERS = 26
 MAX_WITH_NAMES = 120
 LEGEND_WIDTH = 180
+LEGEND_TITLE_WIDTH = 210
 MID, DEEP = 0.5, 0.7  # from these depths on, figures change ink: the first on a dark page, the second on a light one
 
 
@@ -82,7 +84,6 @@ class Clustermap:
     legend_title: str
     alt: str
     has_chips: bool
-    has_gaps: bool
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Layout:
 
     @property
     def cell_width(self) -> float:
-        return 42.0 if self.numbers else self.cell_height
+        return max(33.0, min(42.0, TABLE_WIDTH / self.n)) if self.numbers else self.cell_height
 
     @property
     def font(self) -> float:
@@ -147,7 +148,7 @@ def clustermap(
     branches, tree_ticks = _branches(table.tree, layout)
     n = len(order)
     return Clustermap(
-        width=max(layout.left + n * layout.cell_width + 4, 420),
+        width=layout.left + max(n * layout.cell_width, LEGEND_WIDTH + LEGEND_TITLE_WIDTH) + 4,
         height=layout.row(n) + FOOT,
         cell_width=layout.cell_width,
         cell_height=layout.cell_height,
@@ -164,7 +165,6 @@ def clustermap(
         legend_title=f"{table.direction}, stronger colour is closer",
         alt=_alt(table, names, values),
         has_chips=layout.has_chips,
-        has_gaps=len(values) < n * (n - 1) // 2,
     )
 
 

@@ -80,7 +80,7 @@ def tick_texts(values: Sequence[float]) -> list[str]:
     """Ticks with the decimals that their step needs."""
     step = min((b - a for a, b in pairwise(values)), default=abs(values[0]) or 1.0)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [number(v, digits) for v in values]
+    return ["0" if v == 0 else number(v, digits) for v in values]
 
 
 def sentence(text: str) -> str:

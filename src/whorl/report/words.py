@@ -40,10 +40,10 @@ def error_rate(result: StoredComparison) -> str:
 def place_words(place: StoredPlace) -> str:
     """Where a value lies among unrelated pairs; 0 of n is never called 0 %."""
     k, n = place.pairs_at_least_as_close, place.pairs
-    share = f"{100 * k / n:.2g} %" if k else f"below 3/{n}, were they independent"
+    share = f"{100 * k / n:.{2 if k < n else 3}g} %" if k else f"below 3/{n}, were they independent"
     return (
         f"{k} of {n} unrelated pairs are as close or closer ({share}); they are pairs of {place.lineages} lineages, "
-        f"so p = {p_text(place.p_value)} and cannot be below {p_text(1 / place.lineages)}."
+        f"so p = {p_text(place.p_value)}, and never below {p_text(1 / place.lineages)}."
     )
 
 
