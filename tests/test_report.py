@@ -20,13 +20,13 @@ from whorl.comparison import judge
 from whorl.errors import MalformedFile, UnsafeFile, UnsupportedFile, UsageError
 from whorl.lineage.exact import same_bytes
 from whorl.registry import resolve
-from whorl.report import embedded
-from whorl.report.lineages import Lineage, separation
-from whorl.report.rug import rug
-from whorl.report.shown import cut_name, number, short_number, ticks
-from whorl.report.stored import StoredPlace, checked
-from whorl.report.words import place_words
-from whorl.survey import collect
+from whorl.reports import embedded
+from whorl.reports.lineages import Lineage, separation
+from whorl.reports.rug import rug
+from whorl.reports.shown import cut_name, number, short_number, ticks
+from whorl.reports.stored import StoredPlace, checked
+from whorl.reports.words import place_words
+from whorl.surveys import collect
 
 METHODS = resolve(("std-vector", "head-spectra"))
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202egnp.\u2066\x07\"'`&"

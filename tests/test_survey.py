@@ -15,9 +15,9 @@ import whorl
 from whorl.demo import run_demo
 from whorl.errors import UsageError
 from whorl.lab.truth import Member, Truth, truth_to_json
-from whorl.report.lineages import Lineage
-from whorl.report.text import matrix_lines
-from whorl.survey import survey, tree
+from whorl.reports.lineages import Lineage
+from whorl.reports.text import matrix_lines
+from whorl.surveys import survey, tree
 from whorl.testing import write_model_folder
 
 METHODS = ("std-vector", "head-spectra")
@@ -268,6 +268,6 @@ def test_demo_of_the_shipped_models_prints_the_report_last(tmp_path):
 
 
 def test_demo_and_report_load_no_torch():
-    code = "import sys, whorl.demo, whorl.lab.zoo, whorl.report.pages; print('torch' in sys.modules)"
+    code = "import sys, whorl.demo, whorl.lab.zoo, whorl.reports.pages; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     )
     from whorl.fingerprints import Fingerprint, fingerprint
     from whorl.registry import method_names
-    from whorl.report import report
+    from whorl.reports import report
+    from whorl.surveys import Survey, survey
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,9 @@ _HOMES = {
     "Fingerprint": "whorl.fingerprints",
     "fingerprint": "whorl.fingerprints",
     "method_names": "whorl.registry",
-    "report": "whorl.report",
+    "report": "whorl.reports",
+    "Survey": "whorl.surveys",
+    "survey": "whorl.surveys",
     "InputRefused": "whorl.errors",
     "MalformedFile": "whorl.errors",
     "NotComparable": "whorl.errors",
@@ -61,6 +64,7 @@ __all__ = [
     "NotComparable",
     "NotEnoughEvidence",
     "RemoteError",
+    "Survey",
     "UnsafeFile",
     "UnsupportedFile",
     "UsageError",
@@ -69,6 +73,7 @@ __all__ = [
     "fingerprint",
     "method_names",
     "report",
+    "survey",
 ]
 
 

@@ -25,8 +25,20 @@ def n_cores() -> int:
 
 
 @contextmanager
+def single_threaded() -> Iterator[None]:
+    """One BLAS and OpenMP thread: products of fingerprint size are slower on several, many times so on a busy machine."""
+    import scipy.linalg  # noqa: F401 - only libraries that are loaded can be limited
+    import sklearn.cluster  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
+        yield
+
+
+@contextmanager
 def cores() -> Iterator[Map]:
     """A parallel `map` over the cores, with one BLAS and OpenMP thread in each task."""
+    import scipy.linalg  # noqa: F401 - only libraries that are loaded can be limited
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1), ThreadPoolExecutor(n_cores(), "whorl") as pool:

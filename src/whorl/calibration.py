@@ -10,8 +10,8 @@ and never below 1/K. No threshold is offered when 1/K exceeds alpha, and none is
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -86,12 +86,12 @@ class Place:
         return 100.0 * (1.0 - self.pairs_at_least_as_close / self.pairs)
 
 
-def shipped() -> Iterator[Calibration]:
+@cache
+def shipped() -> tuple[Calibration, ...]:
     """The calibrations in the package."""
     folder = files("whorl").joinpath("calibrations")
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".json"):
-            yield from_dict(json.loads(entry.read_text(encoding="utf-8")))
+    entries = sorted((e for e in folder.iterdir() if e.name.endswith(".json")), key=lambda e: e.name)
+    return tuple(from_dict(json.loads(entry.read_text(encoding="utf-8"))) for entry in entries)
 
 
 def find(a: ModelShape, b: ModelShape) -> Calibration | None:

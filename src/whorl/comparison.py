@@ -18,6 +18,7 @@ from typing import Any
 from whorl import __version__
 from whorl._atomic import write_text
 from whorl._readers.open import OpenedModel, open_model
+from whorl._threads import single_threaded
 from whorl.calibration import Calibration, Place, find
 from whorl.canonical.model import CanonicalModel
 from whorl.errors import NotComparable, UsageError
@@ -125,7 +126,7 @@ class Comparison:
             "alpha": self.alpha,
             "evidence": [e.to_dict() for e in self.evidence],
             "exact": {"relation": self.exact.relation, "why": self.exact.why, "shared": list(self.exact.shared)},
-            "models": [_model(self.a), _model(self.b)],
+            "models": [model_dict(self.a), model_dict(self.b)],
             "skipped": list(self.skipped),
             "does_not_show": list(NOT_SHOWN),
             "environment": dict(self.a.environment),
@@ -150,7 +151,8 @@ class Comparison:
         return f"<table><caption>{caption}</caption>{head}{rows}</table>"
 
 
-def _model(f: Fingerprint) -> dict[str, Any]:
+def model_dict(f: Fingerprint) -> dict[str, Any]:
+    """A model as results show it: reference, digest and shape, without the values of its methods."""
     return {
         "typed": f.typed,
         "resolved": f.resolved,
@@ -190,29 +192,38 @@ def compare(
     """
     if not 0 < alpha < 0.5:
         raise UsageError(f"alpha is an error rate between 0 and 0.5, not {alpha}.")
-    chosen = _common_methods((a, b)) if methods is None else resolve(methods)
+    chosen = common_methods((a, b)) if methods is None else resolve(methods)
     with contextlib.ExitStack() as stack:
         sides = [
-            _side(ref, chosen, adapter, offline, progress, stack) for ref, adapter in zip((a, b), adapters, strict=True)
+            open_side(ref, chosen, adapter, offline, progress, stack)
+            for ref, adapter in zip((a, b), adapters, strict=True)
         ]
-        exact, skipped = _exact(sides[0], sides[1])
+        exact, skipped = exact_finding(sides[0], sides[1])
     return judge(sides[0].fingerprint, sides[1].fingerprint, chosen, exact, alpha, skipped)
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
+    """One of two models: its fingerprint, and the open model unless only the fingerprint was given."""
+
     fingerprint: Fingerprint
     opened: OpenedModel | None
 
 
-def _side(
+def open_side(
     ref: str | Fingerprint,
     methods: Sequence[WeightMethod],
     adapter: str | None,
     offline: bool,
     progress: Progress,
     stack: contextlib.ExitStack,
-) -> _Side:
+) -> Side:
+    """Fingerprint a reference, keeping it open on `stack`; stored fingerprints are loaded and checked.
+
+    Raises:
+        UsageError: a stored fingerprint lacks one of the methods.
+        InputRefused: as `whorl.fingerprint`.
+    """
     if isinstance(ref, str) and ref.endswith(".json"):
         ref = Fingerprint.load(ref)
     if isinstance(ref, Fingerprint):
@@ -221,12 +232,12 @@ def _side(
             raise UsageError(
                 f"The stored fingerprint of '{ref.resolved}' lacks {missing[0]}: make it again from the model."
             )
-        return _Side(ref, None)
+        return Side(ref, None)
     opened = stack.enter_context(open_model(ref, adapter=adapter, offline=offline, progress=partial(say, progress)))
-    return _Side(scan(opened, methods, progress), opened)
+    return Side(scan(opened, methods, progress), opened)
 
 
-def _common_methods(refs: Sequence[str | Fingerprint]) -> tuple[WeightMethod, ...]:
+def common_methods(refs: Sequence[str | Fingerprint]) -> tuple[WeightMethod, ...]:
     """All methods, or those that every stored fingerprint holds."""
     stored = [Fingerprint.load(r) if isinstance(r, str) and r.endswith(".json") else r for r in refs]
     held = [set(f.methods) for f in stored if isinstance(f, Fingerprint)]
@@ -238,7 +249,8 @@ def _common_methods(refs: Sequence[str | Fingerprint]) -> tuple[WeightMethod, ..
     return resolve(sorted(common))
 
 
-def _exact(a: _Side, b: _Side) -> tuple[ExactFinding, tuple[str, ...]]:
+def exact_finding(a: Side, b: Side) -> tuple[ExactFinding, tuple[str, ...]]:
+    """Exact comparison as far as it can be made, and what had to be skipped."""
     found = same_bytes(a.fingerprint, b.fingerprint)
     if found.relation is not None:
         return found, ()
@@ -257,7 +269,8 @@ def judge(
 ) -> Comparison:
     """The verdict on two fingerprints: exact findings first, then calibrated evidence (no weights needed)."""
     calibration = find(a.shape, b.shape)
-    evidence = tuple(_evidence(m, a, b, calibration, alpha) for m in methods)
+    with single_threaded():
+        evidence = tuple(_evidence(m, a, b, calibration, alpha) for m in methods)
     corrected = _bonferroni(evidence)
     if exact.relation is not None:
         verdict, relation, why = "related", exact.relation, exact.why

@@ -4,8 +4,7 @@ Every example model was trained by this project's own `whorl lab zoo`, so who de
 do not see that, only the report does.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from whorl.comparison import Comparison
 from whorl.errors import UsageError
 from whorl.lab.truth import Member, Truth, read_truth
 from whorl.progress import Progress, silent
-from whorl.report import report
-from whorl.report.lineages import Lineage
-from whorl.survey import Ref, Survey, survey
+from whorl.reports import report
+from whorl.reports.lineages import Lineage
+from whorl.surveys import Ref, Survey, survey
 
 COPIES = ("re-laid-out", "disguised", "gguf")
 TUNED = ("fine-tuned", "lora-merged")
@@ -70,8 +69,7 @@ def run_demo(out: str | Path = "demo-out", *, zoo: Path | None = None, progress:
         )
     truth = read_truth(folder)
     lineages = {m.name: Lineage(m.group, m.kind) for m in truth.members}
-    with _one_thread():
-        found = survey({m.name: _ref(folder, m) for m in truth.members}, progress=progress)
+    found = survey({m.name: _ref(folder, m) for m in truth.members}, progress=progress)
     target = Path(out)
     written = [
         f.save(target / "fingerprints" / f"{name}.json")
@@ -84,16 +82,6 @@ def run_demo(out: str | Path = "demo-out", *, zoo: Path | None = None, progress:
         )
     )
     return Demo(found, truth, lineages, _examples(found, truth), tuple(written))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices this small are slower on several threads, several times so on a busy machine."""
-    import sklearn.cluster  # noqa: F401  only libraries that are loaded can be limited
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        yield
 
 
 def _ref(folder: Path, member: Member) -> Ref:

@@ -13,8 +13,8 @@ from whorl.errors import safe_name
 
 if TYPE_CHECKING:
     from whorl.demo import Demo, Example
-    from whorl.report.lineages import Lineage, Values
-    from whorl.survey import Survey, Table
+    from whorl.reports.lineages import Lineage, Values
+    from whorl.surveys import Survey, Table
 
 LightOption = Annotated[bool, typer.Option("--light", help="Leave out the page's script; pictures stay.")]
 
@@ -32,7 +32,7 @@ def report(
     whorl report demo-out/survey.json --out page.html
     whorl report a.json b.json --out both.html --light
     """
-    from whorl.report import report as write
+    from whorl.reports import report as write
 
     target = write(results, out, light=light)
     Sink(quiet=quiet).line(str(target) if quiet else f"written: {target}")
@@ -54,8 +54,8 @@ def survey(
     whorl survey fingerprints/*.json --out survey.json
     whorl survey ./a org/b@main --method std-vector --json
     """
-    from whorl.report import report as write
-    from whorl.survey import survey as compare_all
+    from whorl.reports import report as write
+    from whorl.surveys import survey as compare_all
 
     sink = Sink(as_json=as_json, quiet=quiet)
     with sink.progress() as progress:
@@ -108,7 +108,7 @@ def demo(
 
 
 def _show_demo(sink: Sink, found: "Demo") -> None:
-    from whorl.report.lineages import letters
+    from whorl.reports.lineages import letters
 
     groups = [x.group for x in found.lineages.values()]
     key = ", ".join(f"{mark} {group} ({groups.count(group)})" for group, mark in letters(found.lineages).items())
@@ -125,7 +125,7 @@ def _show_demo(sink: Sink, found: "Demo") -> None:
 
 
 def _show_survey(sink: Sink, found: "Survey", lineages: "Mapping[str, Lineage]") -> None:
-    from whorl.report.text import MAX_MODELS
+    from whorl.reports.text import MAX_MODELS
 
     if len(found.names) <= MAX_MODELS:
         for table in found.tables:
@@ -143,7 +143,7 @@ def _show_survey(sink: Sink, found: "Survey", lineages: "Mapping[str, Lineage]")
 
 
 def _show_table(sink: Sink, table: "Table", names: tuple[str, ...], lineages: "Mapping[str, Lineage]") -> None:
-    from whorl.report.text import hundredths_or_thousandths, matrix_lines
+    from whorl.reports.text import hundredths_or_thousandths, matrix_lines
 
     unit = "thousandths" if hundredths_or_thousandths(table.values) == 1000 else "hundredths"
     sink.line(table.method)
@@ -154,7 +154,7 @@ def _show_table(sink: Sink, table: "Table", names: tuple[str, ...], lineages: "M
 
 
 def _show_separation(sink: Sink, found: "Demo") -> None:
-    from whorl.report.lineages import separation
+    from whorl.reports.lineages import separation
 
     rows = []
     for table in found.survey.tables:
@@ -178,13 +178,13 @@ def _show_separation(sink: Sink, found: "Demo") -> None:
 
 
 def _span(values: "Values") -> str:
-    from whorl.report.shown import number
+    from whorl.reports.shown import number
 
     return f"{number(values.mean, 3)} ({number(values.low, 3)}..{number(values.high, 3)})"
 
 
 def _example_lines(example: "Example") -> tuple[str, str]:
-    from whorl.report.shown import number
+    from whorl.reports.shown import number
 
     c = example.comparison
     verdict = c.verdict if c.relation == c.verdict else f"{c.verdict}: {c.relation}"

@@ -96,11 +96,16 @@ def _pairs(a: CanonicalModel, b: CanonicalModel) -> Iterator[tuple[str, Blocks, 
         for role in sorted(left.keys() | right.keys()):
             yield role, [left[role]] if role in left else [], [right[role]] if role in right else []
     yield "embed", a.embedding_blocks(), b.embedding_blocks()
-    if not (a.shape.tied and b.shape.tied):
-        yield "unembed", a.unembedding_blocks(), b.unembedding_blocks()
+    if not (a.shape.tied and b.shape.tied) and (a.shape.has_unembed or b.shape.has_unembed):
+        yield "unembed", _unembedding(a), _unembedding(b)
     left, right = a.final_norm(), b.final_norm()
     for role in sorted(left.keys() | right.keys()):
         yield role, [left[role]] if role in left else [], [right[role]] if role in right else []
+
+
+def _unembedding(model: CanonicalModel) -> Blocks:
+    """Nothing for a bare trunk."""
+    return model.unembedding_blocks() if model.shape.has_unembed else []
 
 
 def _compare(x: Blocks, y: Blocks, bits: int) -> _Match | None:

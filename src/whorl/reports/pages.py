@@ -11,11 +11,11 @@ import numpy as np
 from whorl import calibration
 from whorl.errors import UsageError
 from whorl.registry import method as method_of
-from whorl.report.clustermap import Clustermap, clustermap
-from whorl.report.lineages import Lineage, Separation, letters, separation
-from whorl.report.rug import Rug, rug
-from whorl.report.shown import cut_name, number
-from whorl.report.stored import (
+from whorl.reports.clustermap import Clustermap, clustermap
+from whorl.reports.lineages import Lineage, Separation, letters, separation
+from whorl.reports.rug import Rug, rug
+from whorl.reports.shown import cut_name, number
+from whorl.reports.stored import (
     StoredComparison,
     StoredEvidence,
     StoredPair,
@@ -23,7 +23,7 @@ from whorl.report.stored import (
     StoredTable,
     StoredWarning,
 )
-from whorl.report.words import (
+from whorl.reports.words import (
     EXACT,
     error_rate,
     place_words,

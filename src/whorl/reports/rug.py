@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from whorl.report.clustermap import Tick
-from whorl.report.shown import number, tick_texts, ticks
+from whorl.reports.clustermap import Tick
+from whorl.reports.shown import number, tick_texts, ticks
 
 WIDTH = 720
 LEFT = 190

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from whorl.report.lineages import Separation
-from whorl.report.shown import cut_name, decimals, number, p_text
-from whorl.report.stored import StoredComparison, StoredEvidence, StoredPlace, StoredSurvey
+from whorl.reports.lineages import Separation
+from whorl.reports.shown import cut_name, decimals, number, p_text
+from whorl.reports.stored import StoredComparison, StoredEvidence, StoredPlace, StoredSurvey
 
 EXACT = {
     "identical": "No error rate applies: the numbers are the same, not alike.",

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whorl._atomic import write_text
-from whorl._callable_module import make_callable
 from whorl.errors import UsageError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
     from whorl.comparison import Comparison
-    from whorl.survey import Survey
+    from whorl.surveys import Survey
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -53,7 +52,7 @@ def report(
         UsageError: no result, a missing file, lineages that fit no model.
         InputRefused: a saved result that is not one.
     """
-    from whorl.report.stored import as_json, checked, read_result
+    from whorl.reports.stored import as_json, checked, read_result
 
     if not results:
         raise UsageError("A report needs at least one result.")
@@ -69,8 +68,8 @@ def report(
 def _page(data: Sequence[dict[str, Any]], results: Sequence[Any], light: bool, truth: Mapping[str, Any] | None) -> str:
     from markupsafe import Markup
 
-    from whorl.report.lineages import read_truth
-    from whorl.report.pages import origins, views
+    from whorl.reports.lineages import read_truth
+    from whorl.reports.pages import origins, views
 
     names = [m.name for r in results if r.kind == "survey" for m in r.models]
     sections, methods = views(results, {} if truth is None else read_truth(truth, names))
@@ -116,7 +115,7 @@ def _own_text(name: str) -> str:
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from whorl.report import shown
+    from whorl.reports import shown
 
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -136,6 +135,3 @@ def _environment() -> "Environment":
         shape=shown.shape_words,
     )
     return found
-
-
-make_callable(__name__)

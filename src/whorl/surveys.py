@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 
 from whorl import __version__
 from whorl._atomic import write_text
-from whorl._callable_module import make_callable
-from whorl.comparison import ALPHA, NOT_SHOWN, Comparison, _common_methods, _exact, _model, _Side, _side, judge
+from whorl.comparison import (
+    ALPHA,
+    NOT_SHOWN,
+    Comparison,
+    Side,
+    common_methods,
+    exact_finding,
+    judge,
+    model_dict,
+    open_side,
+)
 from whorl.errors import InputRefused, NotComparable, RemoteError, UsageError, WhorlError, safe_name
 from whorl.fingerprints import Fingerprint
 from whorl.progress import Progress, silent
@@ -131,7 +140,7 @@ class Survey:
             "status": "partial" if self.skipped else "done",
             "whorl_version": __version__,
             "alpha": self.alpha,
-            "models": [{"name": n, **_model(f)} for n, f in zip(self.names, self.fingerprints, strict=True)],
+            "models": [{"name": n, **model_dict(f)} for n, f in zip(self.names, self.fingerprints, strict=True)],
             "tables": [_table_dict(t) for t in self.tables],
             "pairs": [self._pair_dict(i, j) for i, j in combinations(range(len(self.names)), 2)],
             "warnings": [{"method": m, "text": text, "pairs": n} for (m, text), n in sorted(self._warnings().items())],
@@ -198,13 +207,13 @@ def survey(
         raise UsageError("A survey needs at least two models.")
     bases = {name: ref[0] if isinstance(ref, tuple) else ref for name, ref in named.items()}
     adapters = {name: ref[1] for name, ref in named.items() if isinstance(ref, tuple)}
-    chosen = _common_methods(tuple(bases.values())) if methods is None else resolve(methods)
+    chosen = common_methods(tuple(bases.values())) if methods is None else resolve(methods)
     with contextlib.ExitStack() as stack:
-        sides: dict[str, _Side] = {}
+        sides: dict[str, Side] = {}
         skipped = []
         for name, ref in bases.items():
             try:
-                sides[name] = _side(ref, chosen, adapters.get(name), offline, progress, stack)
+                sides[name] = open_side(ref, chosen, adapters.get(name), offline, progress, stack)
             except (InputRefused, RemoteError, NotComparable) as error:
                 skipped.append(_skipped(name, named[name], error))
         comparisons = tuple(_compared(tuple(sides.values()), chosen, alpha, progress))
@@ -251,13 +260,13 @@ def _skipped(name: str, ref: Ref, error: WhorlError) -> Skipped:
 
 
 def _compared(
-    sides: Sequence[_Side], methods: Sequence[WeightMethod], alpha: float, progress: Progress
+    sides: Sequence[Side], methods: Sequence[WeightMethod], alpha: float, progress: Progress
 ) -> Iterator[Comparison]:
     pairs = list(combinations(sides, 2))
     for done, (a, b) in enumerate(pairs):
         progress("pairs", done, len(pairs))
         # Reads again only what the digests leave open, and stops at the first matrix that differs.
-        exact, skipped = _exact(a, b)
+        exact, skipped = exact_finding(a, b)
         yield judge(a.fingerprint, b.fingerprint, methods, exact, alpha, skipped)
     progress("pairs", len(pairs), len(pairs))
 
@@ -342,6 +351,3 @@ def _table_html(names: Sequence[str], table: Table) -> str:
     )
     caption = f"<code>{html.escape(table.method)}</code>: {table.direction}"
     return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
-
-
-make_callable(__name__)

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from whorl.report.lineages import Lineage
-from whorl.report.shown import cut_name, decimals, number, short_number, tick_texts, ticks
-from whorl.report.stored import StoredTable, StoredTree
+from whorl.reports.lineages import Lineage
+from whorl.reports.shown import cut_name, decimals, number, short_number, tick_texts, ticks
+from whorl.reports.stored import StoredTable, StoredTree
 
 TREE_WIDTH = 120
 CHIP_WIDTH = 22

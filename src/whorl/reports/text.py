@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from whorl.report.lineages import Lineage, letters
-from whorl.report.shown import cut_name
+from whorl.reports.lineages import Lineage, letters
+from whorl.reports.shown import cut_name
 
 MAX_MODELS = 40
 
