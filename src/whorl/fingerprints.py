@@ -216,7 +216,7 @@ def scan(opened: OpenedModel, methods: Iterable[WeightMethod], progress: Progres
     model = CanonicalModel(opened.source)
     digests: dict[str, str] = {}
     rms = embedding_rms(model, digests)
-    observed = _observe(model, tuple(methods), digests, rms, opened.resolved, progress)
+    observed = observe(model, tuple(methods), digests, rms, progress)
     _digest_rest(model, digests)
     shape = model.shape
     with np.errstate(all="raise", under="ignore"):
@@ -235,23 +235,23 @@ def scan(opened: OpenedModel, methods: Iterable[WeightMethod], progress: Progres
     )
 
 
-def _observe(
+def observe(
     model: CanonicalModel,
     methods: tuple[WeightMethod, ...],
-    digests: dict[str, str],
-    rms: float,
-    label: str,
-    progress: Progress,
+    digests: dict[str, str] | None,
+    embed_rms: float,
+    progress: Progress = silent,
 ) -> Iterator[tuple[WeightMethod, list[Observation]]]:
+    """Show every sublayer to every method, in one pass; the next sublayer is read while one is worked on."""
     seen: list[list[Observation]] = [[] for _ in methods]
     total = len(model.layout.parts)
     with cores() as map_:
         for done, part in enumerate(ahead(model.parts(digests))):
-            progress(label, done, total)
-            statistics = PartStatistics(part, rms, map_)
+            progress(model.label, done, total)
+            statistics = PartStatistics(part, embed_rms, map_)
             for method, kept in zip(methods, seen, strict=True):
                 kept.append(Observation(part.layer, part.expert, method.observe(statistics)))
-    progress(label, total, total)
+    progress(model.label, total, total)
     return iter(zip(methods, seen, strict=True))
 
 

@@ -54,11 +54,23 @@ def embedding_rms(model: CanonicalModel, digests: Digests | None = None) -> floa
     """
     total, count = 0.0, 0
     for rows in canonical_embedding(model, digests=digests):
-        total += float(np.square(rows, dtype=np.float64).sum())
+        total += sum_of_squares(rows)
         count += rows.size
     if total == 0.0:
         raise NotComparable(f"The embedding of {model.label} is all zero, so nothing can be measured by its size.")
     return float(np.sqrt(total / count))
+
+
+def sum_of_squares(rows: Floats) -> float:
+    """Sum of squares in float64, in blocks that stay in the cache."""
+    flat = rows.reshape(-1)
+    scratch = np.empty(min(flat.size, 1 << 15))
+    total = 0.0
+    for start in range(0, flat.size, scratch.size or 1):
+        block = scratch[: min(scratch.size, flat.size - start)]
+        block[...] = flat[start : start + block.size]
+        total += float(block @ block)
+    return total
 
 
 def _layer_norm(rows: Floats, g: Floats, bias: Floats | None, eps: float) -> Floats:

@@ -71,43 +71,42 @@ def reader_sums(w: Floats, g: Floats | None, *, centred: bool) -> Sums:
     g1 = np.ones(d) if g is None else g.astype(np.float64)
     g2 = g1 * g1
     linear, squares = np.empty(rows), np.empty(rows)
-    total = total_squares = 0.0
+    raw = np.array([w.size, 0.0, 0.0])
     height = max(1, _BLOCK_VALUES // d)
-    scratch = np.empty((height, d))
+    scratch, ones = np.empty((height, d)), np.ones(d)
     for start in range(0, rows, height):
         stop = min(start + height, rows)
         block = scratch[: stop - start]
         block[...] = w[start:stop]
-        total += float(block.sum())
+        raw[1] += (block @ ones).sum()  # half the time of block.sum()
         np.dot(block, g1, out=linear[start:stop])
         np.multiply(block, block, out=block)
-        total_squares += float(block.sum())
+        raw[2] += (block @ ones).sum()
         np.dot(block, g2, out=squares[start:stop])
-    raw = np.array([w.size, total, total_squares])
     return Sums(raw, *_centred(linear, squares, d)) if centred else Sums(raw, linear, squares)
 
 
 def writer_sums(w: Floats, g: Floats | None, *, centred: bool) -> Sums:
     """Sums per column of diag(g) W, each column minus its mean when `centred`; `w` (d, columns), `g` (d,) or None."""
     d, columns = w.shape
-    g1 = None if g is None else g.astype(np.float64)
+    g1 = np.ones(d) if g is None else g.astype(np.float64)
     linear, squares = np.zeros(columns), np.zeros(columns)
-    total = total_squares = 0.0
+    raw = np.array([w.size, 0.0, 0.0])
     height = max(1, _BLOCK_VALUES // columns)
-    scratch, ones = np.empty((height, columns)), np.ones(height)
+    scratch, ones = np.empty((height, columns)), np.ones(columns)
     for start in range(0, d, height):
         stop = min(start + height, d)
-        block, weights = scratch[: stop - start], ones[: stop - start]
+        block, weights = scratch[: stop - start], g1[start:stop]
         block[...] = w[start:stop]
-        if g1 is not None:
-            total += float(block.sum())
-            weights = g1[start:stop]
         linear += weights @ block
+        if g is not None:
+            raw[1] += (block @ ones).sum()
         np.multiply(block, block, out=block)
-        if g1 is not None:
-            total_squares += float(block.sum())
         squares += (weights * weights) @ block
-    raw = np.array([w.size, total, total_squares] if g1 is not None else [w.size, linear.sum(), squares.sum()])
+        if g is not None:
+            raw[2] += (block @ ones).sum()
+    if g is None:
+        raw[1:] = linear.sum(), squares.sum()
     return Sums(raw, *_centred(linear, squares, d)) if centred else Sums(raw, linear, squares)
 
 
