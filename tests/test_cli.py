@@ -106,6 +106,17 @@ def test_one_of_several_refused_ends_in_4_and_keeps_the_others(models, broken, t
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "two.json"]
 
 
+def test_the_same_command_goes_on_where_it_stopped(models, tmp_path):
+    first = whorl("fingerprint", models[0], "--out", tmp_path / "one.json", "--method", "std-vector")
+    assert "kept" not in first.stderr
+    both = whorl("fingerprint", *models, "--out", tmp_path, "--method", "std-vector")
+    assert both.returncode == 0
+    assert "one.json: the model has not changed since" in both.stderr
+    assert "two.json" not in both.stderr
+    more = whorl("fingerprint", *models, "--out", tmp_path, "--method", "std-curves")
+    assert "kept" not in more.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -206,6 +206,33 @@ def fingerprint(
         return scan(opened, chosen, progress)
 
 
+def kept(path: Path, ref: str, methods: Iterable[str | WeightMethod] | None = None, *, offline: bool = False) -> bool:
+    """Whether a saved fingerprint still stands for a model, so that an interrupted run need not make it again.
+
+    It does when it holds the methods asked for, the model's headers list the same tensors, and nothing of the model is
+    newer than the file (local models) or the commit is the same (Hub). Only headers are read.
+
+    Raises:
+        InputRefused: the saved file or the model is not what it should be.
+    """
+    if not path.is_file():
+        return False
+    saved = Fingerprint.load(path)
+    if not {m.canonical_name for m in resolve(methods)} <= set(saved.methods):
+        return False
+    with open_model(ref, offline=offline) as opened:
+        known = {(t.name, t.dtype, t.shape) for t in saved.tensors}
+        listed = {(t.name, t.dtype, tuple(t.shape)) for t in opened.source.tensors.values()}
+        if saved.resolved != opened.resolved or not known <= listed:
+            return False
+        return opened.commit is not None or _newest(Path(opened.resolved)) < path.stat().st_mtime
+
+
+def _newest(model: Path) -> float:
+    files = [model, *model.iterdir()] if model.is_dir() else [model]
+    return max(file.stat().st_mtime for file in files)
+
+
 def say(progress: Progress, text: str) -> None:
     """A step without a count, such as a download."""
     progress(text, 0, 1)

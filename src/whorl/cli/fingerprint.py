@@ -13,7 +13,7 @@ from whorl.errors import InputRefused, RemoteError, UsageError, safe_name
 
 def fingerprint(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Folder, file, org/name@revision, base+adapter.")
+        list[str], typer.Argument(metavar="MODEL", help="Folder, file, org/name@revision, base+adapter.")
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="File (one model) or folder (several) for the JSON.")
@@ -78,10 +78,15 @@ def _one(
     revision: str | None,
     offline: bool,
 ) -> dict[str, object]:
+    from whorl.fingerprints import Fingerprint, kept
     from whorl.fingerprints import fingerprint as make
 
-    with sink.progress() as progress:
-        found = make(model, method, adapter=adapter, revision=revision, offline=offline, progress=progress)
+    if target is not None and not adapter and not revision and kept(target, model, method, offline=offline):
+        sink.hint(f"kept {target}: the model has not changed since")
+        found = Fingerprint.load(target)
+    else:
+        with sink.progress() as progress:
+            found = make(model, method, adapter=adapter, revision=revision, offline=offline, progress=progress)
     for note in found.notes:
         sink.hint(f"note: {note}")
     if target is not None:

@@ -57,12 +57,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("fingerprint")(fingerprint.fingerprint)
-app.command("compare")(compare.compare)
-app.command("survey")(report.survey)
-app.command("report")(report.report)
-app.command("demo")(report.demo)
-app.add_typer(lab.app, name="lab")
+app.command("fingerprint", short_help="What identifies these weights?")(fingerprint.fingerprint)
+app.command("compare", short_help="Same origin?")(compare.compare)
+app.command("survey", short_help="Which of these models are alike?")(report.survey)
+app.command("report", short_help="Show results to somebody: one HTML file.")(report.report)
+app.command("demo", short_help="Does it work here?")(report.demo)
+app.add_typer(lab.app, name="lab", short_help="Why do models differ at all? Controlled small runs.")
 
 
 def _version(value: bool) -> None:

@@ -20,7 +20,7 @@ LightOption = Annotated[bool, typer.Option("--light", help="Leave out the page's
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Saved results: compare, survey, demo.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Saved results: compare, survey, demo.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
     light: LightOption = False,
     quiet: QuietOption = False,
@@ -39,7 +39,7 @@ def report(
 
 
 def survey(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders, files, org/name@revision, JSON.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders, files, org/name@revision, JSON.")],
     out: Annotated[Path | None, typer.Option("--out", help="Also write the result to this JSON file.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="Also write a report to this HTML file.")] = None,
     method: MethodOption = None,
