@@ -40,6 +40,7 @@ class Repo:
         cut_ranges: How many range answers are cut short first.
         moved: Commit that the file route claims, by file name or "*".
         storage: Endpoint of another server that holds the files; the file route redirects there.
+        xet: Headers in which the Hub names its Xet storage; None when files are not there.
     """
 
     files: dict
@@ -57,6 +58,7 @@ class Repo:
     cut_ranges: int = 0
     moved: dict = field(default_factory=dict)
     storage: str = ""
+    xet: dict | None = None
 
     def resolve(self, revision):
         known = {"main": self.commit, self.commit: self.commit, **self.refs, **{c: c for c in self.refs.values()}}
@@ -126,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._api(match[1], match[2], unquote(match[3]), parse_qs(url.query))
         elif match := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", url.path):
             self._file(match[1], unquote(match[2]), unquote(match[3]))
+        elif match := re.fullmatch(r"/xet/(.+)", url.path):
+            self._send(200, b"", self.hub.repos[match[1]].xet)
         elif match := re.fullmatch(r"/storage/(.+?)/file/(.+)", url.path):
             self._send_content(self.hub.repos[match[1]], self.hub.repos[match[1]].files[match[2]], {})
         else:
@@ -180,6 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repo.moved.get(file, repo.moved.get("*", repo.resolve(revision)))
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
         headers["X-Linked-Size"] = str(len(content))
+        if repo.xet is not None:
+            route = f"{self.hub.endpoint}/xet/{name}"
+            headers |= {"X-Xet-Hash": hashlib.sha256(content).hexdigest(), "X-Xet-Refresh-Route": route}
         if repo.storage:
             where = f"{repo.storage}/storage/{name}/file/{file}?signature=signed-secret"
             self._send(302, b"", {**headers, "Location": where})

@@ -203,6 +203,47 @@ def test_values_that_are_not_finite_are_refused_by_name_and_count(bad):
             read(CanonicalModel(changed("llama", **{name: array})))
 
 
+def test_the_rest_of_a_pass_is_checked_and_hashed():
+    source, digests = saved("llama"), {}
+    model = CanonicalModel(source)
+    list(model.parts(digests))
+    assert model.read_rest(digests) == ()
+    assert digests.keys() == set(model.inventory.used)
+    name = "lm_head.weight"
+    assert digests[name] == hashlib.sha256(source.rows(name).tobytes()).hexdigest()
+    array = source.rows(name)
+    array.flat[-1] = np.nan
+    with pytest.raises(MalformedFile, match=rf"tensor '{name}': 1 of {array.size} values"):
+        CanonicalModel(changed("llama", **{name: array})).read_rest({})
+
+
+def test_values_without_a_role_may_be_infinite_and_are_noted():
+    mask = {"a.mask": np.array([[0, -np.inf], [0, 0]]), "a.scalar": np.array(3.0), "a.ids": np.arange(3)}
+    model, digests = CanonicalModel(changed("llama", **mask)), {}
+    assert model.inventory.unknown == ("a.ids", "a.mask", "a.scalar")
+    assert model.read_rest(digests) == ("tensor 'a.mask' has no role and 1 NaN or infinite values",)
+    assert {"a.mask", "a.scalar"} < digests.keys()
+    assert "a.ids" not in digests
+
+
+def test_a_second_head_of_a_tied_model():
+    embed = saved("llama-tied").rows("model.embed_tokens.weight")
+    copy = CanonicalModel(changed("llama-tied", **{"lm_head.weight": embed}))
+    assert copy.shape.tied
+    assert copy.notes == ()
+    assert copy.inventory.ignored == ("lm_head.weight",)
+    own = CanonicalModel(changed("llama-tied", **{"lm_head.weight": 2 * embed}))
+    assert not own.shape.tied
+    assert own.notes == (
+        "the config ties embedding and output, but 'lm_head.weight' holds other values: read as untied",
+    )
+    assert "lm_head.weight" in own.inventory.used
+    np.testing.assert_array_equal(np.concatenate(list(own.unembedding_blocks())), 2 * embed)
+    assert CanonicalModel(changed("llama-tied", **{"lm_head.weight": np.zeros(0)})).shape.tied  # of DeepSpeed shards
+    with pytest.raises(MalformedFile, match="'lm_head.weight': shape .* as the embedding"):
+        CanonicalModel(changed("llama-tied", **{"lm_head.weight": embed[1:]}))
+
+
 def test_embedding_rows_per_family():
     gemma = saved("gemma")
     stored = gemma.rows("model.embed_tokens.weight")

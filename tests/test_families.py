@@ -317,6 +317,36 @@ def test_other_architectures_are_refused(model_type):
         layout_of(MemorySource({}, {"model_type": model_type}, "m"))
 
 
+@pytest.mark.parametrize(
+    ("name", "field"), [("llama", "num_hidden_layers"), ("gpt2", "n_layer"), ("mixtral", "num_local_experts")]
+)
+def test_layers_and_experts_beyond_the_config_are_refused(name, field):
+    source, arrays, _ = saved_arrays(name)
+    short = MemorySource(arrays, {**source.config, field: source.config[field] - 1})
+    with pytest.raises(MalformedFile, match="beyond the layers or experts of its config"):
+        layout_of(short)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "self_attn.q_proj.qweight",  # GPTQ, AWQ
+        "self_attn.q_proj.SCB",  # bitsandbytes, 8 bits
+        "self_attn.q_proj.weight.absmax",  # bitsandbytes, 4 bits
+        "self_attn.q_proj.weight_scale_inv",  # float8 in blocks
+        "self_attn.q_proj.weight_packed",  # compressed-tensors
+        "mlp.experts.gate_up_proj_blocks",  # MXFP4
+    ],
+)
+def test_quantised_weights_are_refused_by_what_lies_beside_them(beside):
+    source, arrays, _ = saved_arrays("llama")
+    config = {**source.config, "quantization_config": {"quant_method": "some\x1bscheme"}}
+    assert layout_of(MemorySource(arrays, config)).inventory.unknown == ()  # a leftover field alone means nothing
+    arrays = {**arrays, f"model.layers.0.{beside}": np.ones(2)}
+    with pytest.raises(UnsupportedFile, match=rf"quantised weights by 'some\\x1bscheme' \(tensor .*{beside}"):
+        layout_of(MemorySource(arrays, config))
+
+
 def test_missing_and_misshapen_tensors_are_named():
     source, files, _ = saved_arrays("llama")
     name = "model.layers.1.self_attn.k_proj.weight"

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -300,6 +301,15 @@ def test_misuse_is_an_error(tmp_path):
     source.close()
     with pytest.raises(ValueError, match="closed file"):
         source.rows("model.norm.weight")
+
+
+def test_threads_may_read_at_once(tmp_path):
+    source = open_bytes(tmp_path, tiny_llama())
+    alone = {name: source.rows(name) for name in source.tensors}
+    with ThreadPoolExecutor(4) as pool:
+        for name, values in zip([*alone] * 20, pool.map(source.rows, [*alone] * 20), strict=True):
+            np.testing.assert_array_equal(values, alone[name])
+    source.close()
 
 
 def test_file_that_shrinks_is_refused(tmp_path):

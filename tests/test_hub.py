@@ -306,6 +306,33 @@ def test_commit_moves_while_downloading(name, hub, worker):
     assert "changed between two requests" in answer["message"]
 
 
+def test_a_whole_model_beside_shards_must_be_the_same(hub, worker):
+    hub.repos["org/both"] = Repo(sharded(**{"model.safetensors": WEIGHTS}))
+    assert worker.open("org/both")["sha"] == digest_of(TENSORS)
+    other = save({**TENSORS, "model.norm.weight": numbers(100) + 1})
+    hub.repos["org/two-models"] = Repo(sharded(**{"model.safetensors": other}))
+    answer = worker.open("org/two-models")
+    assert answer["error"] == "UnsafeFile"
+    assert "'model.norm.weight' differs" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {},
+        {"X-Xet-Cas-Url": "http://127.0.0.1:9", "X-Xet-Access-Token": "signed-secret", "X-Xet-Token-Expiration": "9e9"},
+        {"X-Xet-Cas-Url": "nonsense", "X-Xet-Access-Token": "signed-secret", "X-Xet-Token-Expiration": "9999999999"},
+    ],
+)
+def test_storage_that_fails(storage, hub, worker):
+    pytest.importorskip("hf_xet")
+    name = f"org/xet-{len(hub.repos)}"
+    hub.repos[name] = Repo(model(), xet=storage)
+    answer = worker.open(name)
+    assert answer["error"] == "RemoteError"
+    assert "set HF_HUB_DISABLE_XET=1" in answer["message"]
+
+
 def test_file_that_is_not_an_adapter(hub, worker):
     hub.repos["org/base"] = Repo(model())
     hub.repos["org/pickled-lora"] = Repo({"adapter_config.json": b"{}", "adapter_model.bin": b"\x80\x02"})

@@ -28,6 +28,25 @@ def test_reading_and_comparing_need_no_torch():
     assert heavy_after("import whorl; whorl.compare; whorl.fingerprint; whorl.report", {"torch", "transformers"}) == []
 
 
+POSIX_ONLY = """
+import os, pkgutil, importlib, sys
+for name in ("pread", "sched_getaffinity", "O_NONBLOCK", "O_CLOEXEC", "geteuid", "mkfifo"):
+    if hasattr(os, name):
+        delattr(os, name)
+sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios", "grp")))
+import whorl
+for module in pkgutil.walk_packages(whorl.__path__, "whorl."):
+    if not module.name.startswith("whorl.lab"):
+        importlib.import_module(module.name)
+print(len(sys.modules))
+"""
+
+
+def test_nothing_needs_what_only_some_systems_have():
+    done = subprocess.run([sys.executable, "-c", POSIX_ONLY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", whorl.__all__)
 def test_public_names_exist(name):
     assert getattr(whorl, name) is not None

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from whorl import registry
 from whorl._readers.open import open_model
 from whorl.canonical.model import CanonicalModel
 from whorl.comparison import ALPHA, judge
-from whorl.errors import InputRefused, UsageError
+from whorl.errors import InputRefused, MalformedFile, UsageError
 from whorl.fingerprints import Fingerprint
 from whorl.lineage.exact import ExactFinding
 from whorl.weights.method import WeightMethod
@@ -192,7 +193,15 @@ def test_no_method_at_all():
         (lambda d: d.update(extra=1), "field 'extra'"),
         (lambda d: d.pop("tensors"), "field 'tensors'"),
         (lambda d: d["tensors"][0].update(sha256="0" * 64), "digest does not fit"),
-        (lambda d: d["shape"].update(colour="red"), "fields of 'shape' differ"),
+        (lambda d: d["tensors"].append(d["tensors"][0]), "one tensor name twice"),
+        (lambda d: d["shape"].update(colour="red"), "unknown field 'shape.colour'"),
+        (lambda d: d["shape"].update(d_model="32"), "field 'shape.d_model'"),
+        (lambda d: d["shape"].update(n_layers=2.5), "field 'shape.n_layers'"),
+        (lambda d: d["shape"].update(n_heads=-4), "field 'shape.n_heads' is -4"),
+        (lambda d: d["shape"].pop("gated"), "field 'shape.gated'"),
+        (lambda d: d.update(commit="main"), "field 'commit'"),
+        (lambda d: d.update(resolved="a\x1b[2J"), "field 'resolved': Value error, control characters"),
+        (lambda d: d["notes"].append("a\u202eb"), "control characters"),
         (lambda d: d["methods"].update({"nothing@1()": {}}), "Unknown method 'nothing'"),
         (lambda d: d["methods"].update({"std-vector": {}}), "method name 'std-vector'"),
         (lambda d: next(iter(next(iter(d["methods"].values())).values())).update(shape=[3, 3]), "values; expected 9"),
@@ -208,3 +217,21 @@ def test_tampered_fingerprints_are_refused(change, message, prints):
     with pytest.raises(InputRefused) as error:
         Fingerprint.from_dict(data, "x.json")
     assert message in str(error.value)
+
+
+ONE = {"shape": [1], "values": [0.5]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "change", [lambda d: d.popitem(), lambda d: d.update(more=ONE), lambda d: d.update({min(d): ONE})]
+)
+def test_arrays_of_another_method_or_model_are_refused(name, change, prints):
+    key = registry.method(name).canonical_name
+    data = copy.deepcopy(prints[0].to_dict())
+    optional = {part for part in data["methods"][key] if part.startswith("invariant.")}
+    data["methods"][key] = {part: array for part, array in data["methods"][key].items() if part not in optional}
+    assert Fingerprint.from_dict(data, "x.json").methods[key]
+    change(data["methods"][key])
+    with pytest.raises(MalformedFile, match=rf"{re.escape(key)}: (no|an unknown)?.*expected the arrays of this method"):
+        Fingerprint.from_dict(data, "x.json")

@@ -8,7 +8,7 @@ from hypothesis import strategies as hs
 
 from hostile_cases import JSON_CASES, Case
 from whorl._readers import strict_json
-from whorl.errors import InputRefused, UnsafeFile
+from whorl.errors import InputRefused, MalformedFile, UnsafeFile
 
 json_values = hs.recursive(
     hs.none()
@@ -30,6 +30,15 @@ def test_table_of_cases(case: Case):
         strict_json.parse_object(case.data, "config", "c.json")
     assert type(caught.value) is case.error
     assert str(caught.value).startswith("Refused config 'c.json': ")
+
+
+def test_numbers_that_only_python_writes():
+    text = json.dumps({"a": [float("inf"), float("-inf"), float("nan")], "b": int(1e30), "c": int(1e308)})
+    found = strict_json.parse_object(text.encode(), "config", "c.json", python_numbers=True)
+    assert repr(found) == repr(json.loads(text))
+    assert strict_json.parse(b'{"a":1e999}', "config", "c.json", python_numbers=True) == {"a": float("inf")}
+    with pytest.raises(MalformedFile, match="more than 400 digits"):
+        strict_json.parse(b'{"a":' + b"1" * 401 + b"}", "config", "c.json", python_numbers=True)
 
 
 @given(json_values, st.booleans())

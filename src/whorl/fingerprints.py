@@ -34,8 +34,6 @@ from whorl.weights.values import Observation, Values
 if TYPE_CHECKING:
     from whorl._readers.fingerprint_file import FingerprintFile
 
-ROWS_AT_ONCE = 8192
-FLOAT_PREFIXES = ("F", "BF", "Q")  # floats and the GGUF block types; integer buffers are not weights
 DIGITS = 9  # significant digits kept of every value: below float32 resolution, and the file stays small
 
 
@@ -143,16 +141,11 @@ class Fingerprint:
 
 
 def _from_file(file: "FingerprintFile", name: str) -> Fingerprint:
-    try:
-        shape = ModelShape(**file.shape)  # type: ignore[arg-type]
-    except TypeError:
-        advice = "Make it again with `whorl fingerprint`."
-        raise MalformedFile("fingerprint", name, "fields of 'shape' differ", "those of this version", advice) from None
     found = Fingerprint(
         typed=file.typed,
         resolved=file.resolved,
         commit=file.commit,
-        shape=shape,
+        shape=ModelShape(**file.shape),  # type: ignore[arg-type]
         declared=file.declared,
         notes=tuple(file.notes),
         inventory=file.inventory,
@@ -244,7 +237,7 @@ def scan(opened: OpenedModel, methods: Iterable[WeightMethod], progress: Progres
     digests: dict[str, str] = {}
     rms = embedding_rms(model, digests)
     observed = observe(model, tuple(methods), digests, rms, progress)
-    _digest_rest(model, digests)
+    rest = model.read_rest(digests)
     shape = model.shape
     with np.errstate(all="raise", under="ignore"):
         values = {m.canonical_name: _rounded(m.assemble(shape, seen)) for m, seen in observed}
@@ -254,7 +247,7 @@ def scan(opened: OpenedModel, methods: Iterable[WeightMethod], progress: Progres
         commit=opened.commit,
         shape=shape,
         declared=opened.declared,
-        notes=opened.notes,
+        notes=(*opened.notes, *model.notes, *rest),
         inventory=model.inventory.to_dict(),
         tensors=_records(model, digests),
         methods=values,
@@ -285,20 +278,6 @@ def observe(
 def _rounded(values: Values) -> dict[str, Any]:
     """Values with `DIGITS` significant digits, so that a saved fingerprint compares like a fresh one."""
     return {k: np.array([float(f"{x:.{DIGITS}g}") for x in v.ravel()]).reshape(v.shape) for k, v in values.items()}
-
-
-def _digest_rest(model: CanonicalModel, digests: dict[str, str]) -> None:
-    """Hash what no method reads (head, final norm, positions, unknown tensors), in row blocks."""
-    inventory = model.inventory
-    for name in (*inventory.used, *inventory.unknown):
-        info = model.source.tensors[name]
-        if name in digests or not info.dtype.startswith(FLOAT_PREFIXES):
-            continue
-        digest = hashlib.sha256()
-        rows = info.shape[0] if info.shape else 1
-        for start in range(0, rows, ROWS_AT_ONCE):
-            model.source.rows(name, start, min(start + ROWS_AT_ONCE, rows) if info.shape else None, digest)
-        digests[name] = digest.hexdigest()
 
 
 def _records(model: CanonicalModel, digests: Mapping[str, str]) -> tuple[TensorRecord, ...]:

@@ -132,9 +132,14 @@ def _check_characters(text: str) -> None:
         raise UsageError(f"'{safe_name(text)}' is empty or has blanks around it; name a model.")
     if len(text) > MAX_TEXT_LENGTH:
         raise UsageError(f"'{safe_name(text, 40)}' has {len(text)} characters; at most {MAX_TEXT_LENGTH} make sense.")
-    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI_CONTROLS), None)
+    bad = control_character(text)
     if bad is not None:
         raise UsageError(f"'{safe_name(text)}' contains the control character U+{ord(bad):04X}.")
+
+
+def control_character(text: str) -> str | None:
+    """The first character that would steer a terminal or reorder a line, None when there is none."""
+    return next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI_CONTROLS), None)
 
 
 def _is_path(text: str) -> bool:

@@ -170,7 +170,7 @@ class ConfigView:
 
     def _check_range(self, field: str, value: float, low: float, high: float) -> None:
         if not low <= value <= high:
-            found = f"field '{self._prefix}{field}' is {value}"
+            found = f"field '{self._prefix}{field}' is {safe_name(value, 40)}"
             raise self._subject.malformed(found, f"{low} to {high}", _CONFIG_ADVICE)
 
 

@@ -16,7 +16,14 @@ from whorl._readers import limits
 from whorl._readers.config import custom_code_notes
 from whorl._readers.local_files import LocalFolder
 from whorl._readers.safetensors_file import SafetensorsFile
-from whorl._readers.shards import INDEX_NAME, WEIGHTS_SUFFIX, join_shards, parse_index, refuse_second_model
+from whorl._readers.shards import (
+    INDEX_NAME,
+    WEIGHTS_SUFFIX,
+    index_notes,
+    join_shards,
+    parse_index,
+    refuse_second_model,
+)
 from whorl._readers.stand_ins import UNPACK_ADVICE
 from whorl._readers.subject import INCOMPLETE, Subject
 from whorl.errors import UsageError, safe_name
@@ -34,6 +41,7 @@ _PICKLE_ADVICE = (
     "without network: `import torch, safetensors.torch as st` and `st.save_file({k: v.clone().contiguous() for k, v in "
     "torch.load({name!r}, map_location='cpu', weights_only=True).items()}, 'model.safetensors')`."
 )
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight", "embed_out.weight")
 _SHARD_NAME = re.compile(r"-0*\d+-of-0*(\d+)\.safetensors$")
 
 
@@ -51,9 +59,13 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike[str], weights: str | None = None) -> None:
         folder = LocalFolder.at(path)
         self._label = str(path if weights is None else Path(path) / weights)
-        self._home = _find_weights(folder) if weights is None else _one_file(folder, weights)
-        self._config = MappingProxyType(_config(folder, weights))
-        self._notes = (*custom_code_notes(self._config), *_notes(folder, {file.label for file in self._home.values()}))
+        if weights is None:
+            self._home, config, notes = _whole_folder(folder)
+        else:
+            self._home, config, notes = _one_file(folder, weights), folder.json(CONFIG_NAME, "config"), []
+        self._config = MappingProxyType(config)
+        read = {file.label for file in self._home.values()}
+        self._notes = (*custom_code_notes(config), *notes, *_notes(folder, read))
         self._tensors = MappingProxyType({name: file.tensors[name] for name, file in sorted(self._home.items())})
 
     @property
@@ -144,22 +156,27 @@ def _unread_kind(path: Path) -> Exception:
     return subject.unsupported("another kind of file", "a model", advice)
 
 
-def _find_weights(folder: LocalFolder) -> dict[str, SafetensorsFile]:
+def _whole_folder(folder: LocalFolder) -> tuple[dict[str, SafetensorsFile], dict[str, Any], list[str]]:
+    """File by tensor, config, notes."""
+    if INDEX_NAME not in folder and WEIGHTS_NAME not in folder:
+        raise _no_weights(folder)
+    if CONFIG_NAME not in folder:
+        raise folder.subject.malformed("no config.json", "the config beside the weights", INCOMPLETE)
+    config = folder.json(CONFIG_NAME, "config")
     if INDEX_NAME in folder:
-        return _sharded(folder)
-    if WEIGHTS_NAME in folder:
-        file = SafetensorsFile(folder.file(WEIGHTS_NAME, "file"))
-        return dict.fromkeys(file.tensors, file)
-    raise _no_weights(folder)
+        joined, notes = _sharded(folder, tied=config.get("tie_word_embeddings") is not False)
+        return joined, config, notes
+    file = SafetensorsFile(folder.file(WEIGHTS_NAME, "file"))
+    return dict.fromkeys(file.tensors, file), config, []
 
 
-def _sharded(folder: LocalFolder) -> dict[str, SafetensorsFile]:
+def _sharded(folder: LocalFolder, *, tied: bool) -> tuple[dict[str, SafetensorsFile], list[str]]:
     index = parse_index(folder.file(INDEX_NAME, "index").read_all(limits.MAX_JSON))
     shards = {name: SafetensorsFile(folder.file(name, "shard")) for name in index.shards}
-    joined = join_shards(index, shards)
+    joined = join_shards(index, shards, _HEADS if tied else ())
     if WEIGHTS_NAME in folder and WEIGHTS_NAME not in shards:
         refuse_second_model(SafetensorsFile(folder.file(WEIGHTS_NAME, "file")), joined)
-    return joined
+    return joined, index_notes(index, {name: file.tensors[name] for name, file in joined.items()})
 
 
 def _no_weights(folder: LocalFolder) -> Exception:
@@ -195,12 +212,6 @@ def _one_file(folder: LocalFolder, name: str) -> dict[str, SafetensorsFile]:
         advice = "Put the config.json of the model beside it."
         raise subject.unsupported("no config.json beside it", "the config that says what its tensors mean", advice)
     return dict.fromkeys(file.tensors, file)
-
-
-def _config(folder: LocalFolder, weights: str | None) -> dict[str, Any]:
-    if CONFIG_NAME not in folder and weights is None:
-        raise folder.subject.malformed("no config.json", "the config beside the weights", INCOMPLETE)
-    return folder.json(CONFIG_NAME, "config")
 
 
 def _notes(folder: LocalFolder, read: set[str]) -> list[str]:

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -48,6 +49,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
         self._files: list[BinaryIO] = []
+        self._reading = threading.Lock()  # a file has one position; not every system can read without moving it
         with contextlib.ExitStack() as on_refusal:
             on_refusal.callback(self.close)
             self._open()
@@ -226,20 +228,19 @@ class GgufSource:
 
     def _bytes(self, tensor: StoredTensor, place: int, n_bytes: int) -> Bytes:
         """Exactly `n_bytes` at `place` of the file that holds `tensor`."""
-        descriptor, pieces, done = self._files[tensor.part].fileno(), [], 0
-        while done < n_bytes:  # the system may return less than asked, never more than 2 GB
-            try:
-                piece = os.pread(descriptor, n_bytes - done, place + done)
-            except OSError as error:
-                found = f"it cannot be read ({error.strerror})"
-                raise MalformedFile("file", self._path.name, found, "a readable file", "Check the disk.") from error
-            if not piece:
-                found = f"byte {place + done} of tensor '{safe_name(tensor.name, 40)}' is gone"
-                advice = "The file became shorter while it was read: try again."
-                raise MalformedFile("file", self._path.name, found, "the file as it was opened", advice)
-            pieces.append(piece)
-            done += len(piece)
-        return np.frombuffer(b"".join(pieces), np.uint8)
+        file = self._files[tensor.part]
+        try:
+            with self._reading:
+                file.seek(place)
+                data = file.read(n_bytes)
+        except OSError as error:
+            found = f"it cannot be read ({error.strerror})"
+            raise MalformedFile("file", self._path.name, found, "a readable file", "Check the disk.") from error
+        if len(data) < n_bytes:
+            found = f"byte {place + len(data)} of tensor '{safe_name(tensor.name, 40)}' is gone"
+            advice = "The file became shorter while it was read: try again."
+            raise MalformedFile("file", self._path.name, found, "the file as it was opened", advice)
+        return np.frombuffer(data, np.uint8)
 
 
 def _float_type(kind: BlockType) -> type[np.float32] | type[np.float64]:

@@ -38,6 +38,7 @@ MAX_SIZE = 2**50  # of one listed file, in bytes
 _FIRST_RANGE = 100_000  # holds the header of most files, so that one request does
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
+_OTHERS = (".npy", ".npz", ".h5", ".hdf5", ".keras", ".msgpack", ".onnx")
 _CONVERT_ADVICE = (
     "Look for a conversion among its pull requests and name it '{repo}@refs/pr/N', or ask its owner to use "
     "https://huggingface.co/spaces/safetensors/convert."
@@ -183,7 +184,9 @@ class _Fetch:
             if missing:
                 found = f"the index names {_quoted(missing)}, which the repository lacks"
                 raise self._subject.malformed(found, "all shards", "Ask its owner to upload the missing files.")
-            texts, weights = [CONFIG_NAME, INDEX_NAME], list(index.shards)
+            # A whole-model file beside the shards is read too: some loaders prefer it, so both must agree.
+            whole = {WEIGHTS_NAME} & self._sizes.keys()
+            texts, weights = [CONFIG_NAME, INDEX_NAME], sorted({*index.shards, *whole})
         elif WEIGHTS_NAME in self._sizes:
             texts, weights = [CONFIG_NAME], [WEIGHTS_NAME]
         else:
@@ -223,6 +226,8 @@ class _Fetch:
         if gguf:
             advice = f"Fetch one file with `hf download {self._repo} {safe_name(gguf[0], 80)}` and name its path."
             return self._subject.unsupported(f"only {_quoted(gguf)}", expected, advice)
+        if others := sorted(name for name in self._sizes if name.endswith(_OTHERS) and kind == "model"):
+            return self._subject.unsupported(f"only {_quoted(others)}", "safetensors", "Ask its owner for safetensors.")
         return self._subject.unsupported(f"no {kind}", expected, "Check the name of the repository.")
 
     def _check_remote_header(self, name: str) -> None:
@@ -302,6 +307,14 @@ def _download(repo: str, commit: str, name: str) -> Path:
         raise TryLater(f"no answer ({type(error.__cause__).__name__})") from None
     except (httpx2.TransportError, XetDownloadError) as error:
         raise TryLater(f"'{name}' was cut short ({type(error).__name__})") from None
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        raise RemoteError(f"The Hub's answer about '{repo}' cannot be read ({type(error).__name__}).") from None
+    except (RuntimeError, ValueError):
+        # hf_xet's word for a storage that failed, and the library's for an answer about it that cannot be read; the
+        # texts may hold signed addresses.
+        raise RemoteError(
+            f"The download of '{name}' of '{repo}' failed. Run again, or set HF_HUB_DISABLE_XET=1."
+        ) from None
     except FileMetadataError:
         raise RemoteError(f"The answer about '{repo}' names no commit or size. Check HF_ENDPOINT.") from None
     except OSError as error:

@@ -27,6 +27,7 @@ MAX_JSON = 50 * MB
 MAX_JSON_DEPTH = 64
 MAX_JSON_VALUES = 20_000_000  # bounds the memory of the parsed objects before they are made
 MAX_DIGITS = 20
+MAX_DIGITS_PYTHON = 400  # a float printed as a whole number has up to 309
 MAX_FINGERPRINT_BYTES = 50 * MB
 
 # repositories and folders

@@ -201,8 +201,9 @@ class LocalFolder:
         return LocalFile.at(real, subject)
 
     def json(self, name: str, what: str, cap: int = limits.MAX_JSON) -> dict[str, Any]:
-        """One JSON object of this folder through the strict parser."""
-        return strict_json.parse_object(self.file(name, what).read_all(cap), what, name, max_bytes=cap)
+        """One config of this folder: a JSON object through the strict parser, with the numbers that Python writes."""
+        text = self.file(name, what).read_all(cap)
+        return strict_json.parse_object(text, what, name, max_bytes=cap, python_numbers=True)
 
     def _is_cached(self, name: str, real: Path) -> bool:
         """Whether this is a Hub cache, `<cache>/<repository>/snapshots/<commit>`, and the entry one of its links.

@@ -1,6 +1,6 @@
 """The shard index `model.safetensors.index.json` and what its shards must hold."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -63,16 +63,19 @@ def parse_index(data: bytes, name: str = INDEX_NAME) -> ShardIndex:
     return index
 
 
-def join_shards(index: ShardIndex, shards: Mapping[str, SafetensorsFile]) -> dict[str, SafetensorsFile]:
+def join_shards(
+    index: ShardIndex, shards: Mapping[str, SafetensorsFile], dispensable: Collection[str] = ()
+) -> dict[str, SafetensorsFile]:
     """The file of each tensor, after checking that index and shards agree.
 
     Args:
         index: The checked index.
         shards: Every shard of the index by file name, opened.
+        dispensable: Tensors that the index may list although no shard holds them.
 
     Raises:
         UnsafeFile: one tensor in two shards.
-        MalformedFile: a tensor missing from its shard, or in a shard but not in the index; a wrong `total_size`.
+        MalformedFile: a tensor missing from its shard, or in a shard but not in the index.
     """
     home: dict[str, str] = {}
     for shard in sorted(shards):
@@ -83,14 +86,30 @@ def join_shards(index: ShardIndex, shards: Mapping[str, SafetensorsFile]) -> dic
             home[tensor] = shard
     subject = Subject("index", index.name)
     for tensor, shard in sorted(index.weight_map.items()):
-        if home.get(tensor) != shard:
+        if home.get(tensor) != shard and not (tensor in dispensable and tensor not in home):
             found = f"tensor '{safe_name(tensor, 80)}' is not in its shard '{safe_name(shard, 60)}'"
             raise subject.malformed(found, "tensors where the index says")
     for tensor in sorted(home.keys() - index.weight_map.keys()):
         found = f"tensor '{safe_name(tensor, 80)}' is not in the index"
         raise Subject("shard", home[tensor]).malformed(found, "the tensors of the index, no others")
-    _check_total_size(index, [shards[shard].tensors[tensor] for tensor, shard in home.items()], subject)
     return {tensor: shards[home[tensor]] for tensor in sorted(home)}
+
+
+def index_notes(index: ShardIndex, tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """What an index says that its shards contradict without changing any reading of them.
+
+    Converters copy `total_size` and a tied head from the index of the pickled original, and no loader reads the size.
+    """
+    lacking = sorted(index.weight_map.keys() - tensors.keys())
+    notes = [f"the index lists '{safe_name(name, 80)}', which no shard holds: taken as tied" for name in lacking]
+    total = sum(info.n_bytes for info in tensors.values())
+    # Older transformers releases counted a BOOL value as 1/8 byte, which also made the sum a float.
+    bits = sum(info.n_bytes * (1 if info.dtype == "BOOL" else 8) for info in tensors.values())
+    if index.total_size not in (None, total, bits / 8):
+        notes.append(
+            f"the index states a total_size of {safe_name(index.total_size, 40)}; its tensors have {total} bytes"
+        )
+    return notes
 
 
 def refuse_second_model(single: SafetensorsFile, joined: Mapping[str, SafetensorsFile]) -> None:
@@ -132,11 +151,3 @@ def _total_size(metadata: Any, subject: Subject) -> float | None:
     if total is not None and (type(total) not in (int, float) or total < 0):
         raise subject.malformed("total_size is not a natural number", "the number of bytes")
     return total
-
-
-def _check_total_size(index: ShardIndex, infos: list[TensorInfo], subject: Subject) -> None:
-    total = sum(info.n_bytes for info in infos)
-    # Older transformers releases counted a BOOL value as 1/8 byte, which also made the sum a float.
-    bits = sum(info.n_bytes * (1 if info.dtype == "BOOL" else 8) for info in infos)
-    if index.total_size not in (None, total, bits / 8):
-        raise subject.malformed(f"total_size {index.total_size}", f"{total}, the sum of its tensors")

@@ -2,13 +2,13 @@
 
 Stricter than `json.loads`: a key twice, NaN or Infinity (also as 1e999), a byte-order mark, NUL padding, bytes that
 are not UTF-8, lone surrogates, deep nesting and very long numbers are refused, and sizes are checked before objects
-are made.
+are made. Only configs may hold the numbers that Python writes beyond JSON, since Python wrote them.
 """
 
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from whorl.errors import safe_name
 
 # Possessive and with an optional end, so that it matches in linear time whatever the bytes are.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (limits.MAX_DIGITS + 1))
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -32,6 +31,7 @@ def parse(
     max_bytes: int = limits.MAX_JSON,
     max_depth: int = limits.MAX_JSON_DEPTH,
     unsigned: bool = False,
+    python_numbers: bool = False,
 ) -> Any:
     """Parse one JSON text.
 
@@ -42,9 +42,11 @@ def parse(
         max_bytes: Size cap.
         max_depth: Most nested arrays and objects, counting the outermost.
         unsigned: Whether a minus sign outside strings is refused (-0 is 0 to Python, a float to other readers).
+        python_numbers: Whether NaN, Infinity and whole numbers of up to 400 digits pass, as Python's writers make
+            them; whoever reads a field then checks its range.
 
     Returns:
-        dict, list, str, int, float (finite), bool or None.
+        dict, list, str, int, float (finite unless `python_numbers`), bool or None.
 
     Raises:
         MalformedFile: not JSON, not UTF-8, a byte-order mark, NUL bytes, a number that is not finite or has more than
@@ -56,8 +58,9 @@ def parse(
         raise subject.unsafe(size_text(len(data)), f"at most {size_text(max_bytes)}", DAMAGED)
     refuse_text_stand_in(data[:HEAD_BYTES], subject, "JSON")
     _check_bytes(data, subject)
-    _check_structure(data, subject, max_depth, unsigned=unsigned)
-    value = _load(_decode(data, subject), subject)
+    digits = limits.MAX_DIGITS_PYTHON if python_numbers else limits.MAX_DIGITS
+    _check_structure(data, subject, max_depth, digits, unsigned=unsigned)
+    value = _load(_decode(data, subject), subject, any_number=python_numbers)
     if _SURROGATE_ESCAPE.search(data):
         _refuse_lone_surrogates(value, subject)
     return value
@@ -71,9 +74,12 @@ def parse_object(
     max_bytes: int = limits.MAX_JSON,
     max_depth: int = limits.MAX_JSON_DEPTH,
     unsigned: bool = False,
+    python_numbers: bool = False,
 ) -> dict[str, Any]:
     """`parse`, and refuse (`MalformedFile`) whatever is not one object with fields."""
-    value = parse(data, what, name, max_bytes=max_bytes, max_depth=max_depth, unsigned=unsigned)
+    value = parse(
+        data, what, name, max_bytes=max_bytes, max_depth=max_depth, unsigned=unsigned, python_numbers=python_numbers
+    )
     if not isinstance(value, dict):
         raise Subject(what, name).malformed(f"{kind_of(value)} at the top level", "one JSON object")
     return value
@@ -96,7 +102,7 @@ def _check_bytes(data: bytes, subject: Subject) -> None:
         raise subject.malformed(f"a NUL byte at position {data.index(0)}", "JSON in plain UTF-8")
 
 
-def _check_structure(data: bytes, subject: Subject, max_depth: int, *, unsigned: bool) -> None:
+def _check_structure(data: bytes, subject: Subject, max_depth: int, max_digits: int, *, unsigned: bool) -> None:
     """Caps that must hold before `json.loads` makes objects; all are counted outside strings."""
     bare = _STRING.sub(b"", data)
     n_values = bare.count(b",") + bare.count(b"[") + bare.count(b"{")
@@ -107,8 +113,8 @@ def _check_structure(data: bytes, subject: Subject, max_depth: int, *, unsigned:
     depth = int(np.cumsum(steps, dtype=np.int32).max(initial=0))
     if depth > max_depth:
         raise subject.malformed(f"JSON nested {depth} deep", f"at most {max_depth}")
-    if _LONG_NUMBER.search(bare):
-        raise subject.malformed(f"a number of more than {limits.MAX_DIGITS} digits", "shorter numbers")
+    if re.search(rb"[0-9]{%d}" % (max_digits + 1), bare):
+        raise subject.malformed(f"a number of more than {max_digits} digits", "shorter numbers")
     if unsigned and b"-" in bare:
         raise subject.malformed("a minus sign", "no negative numbers")
 
@@ -120,7 +126,7 @@ def _decode(data: bytes, subject: Subject) -> str:
         raise subject.malformed(f"a byte that is not UTF-8 at position {error.start}", "JSON in UTF-8") from error
 
 
-def _load(text: str, subject: Subject) -> Any:
+def _load(text: str, subject: Subject, *, any_number: bool) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
@@ -129,15 +135,12 @@ def _load(text: str, subject: Subject) -> Any:
 
     def finite(literal: str) -> float:
         number = float(literal)
-        if not math.isfinite(number):
-            refuse_constant(literal)
+        if not (any_number or math.isfinite(number)):
+            raise subject.malformed(f"the number {safe_name(literal, 40)}", "finite numbers")
         return number
 
-    def refuse_constant(literal: str) -> NoReturn:
-        raise subject.malformed(f"the number {safe_name(literal, 40)}", "finite numbers")
-
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=refuse_constant)
+        return json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
     except json.JSONDecodeError as error:
         raise subject.malformed(f"not JSON ({error.msg} at character {error.pos})", "JSON") from error
 

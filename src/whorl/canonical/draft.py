@@ -14,6 +14,8 @@ from whorl.canonical.roles import ModelShape
 from whorl.errors import MalformedFile, UnsupportedFile, safe_name
 from whorl.source import TensorInfo, TensorSource
 
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+
 
 class Draft:
     """One layout in the making.
@@ -145,14 +147,32 @@ class Draft:
         self._parts.append(PartPlan(layer, kind, expert, stored))
 
     def layout(self, shape: ModelShape, head_name: str, ignored: Iterable[str] = ()) -> Layout:
-        """The finished layout; `ignored` are patterns of names that are known to hold no parameter."""
+        """The finished layout; `ignored` are patterns of names that are known to hold no parameter.
+
+        Raises:
+            MalformedFile: the file has layers or experts that the config does not count.
+        """
         patterns = [re.compile(pattern) for pattern in ignored]
         names = [name for name in self.tensors if name not in self._used]
         duplicate = {head_name} if shape.tied else set()
         skipped = tuple(n for n in names if n in duplicate or any(p.fullmatch(n) for p in patterns))
         unknown = tuple(n for n in names if n not in set(skipped))
+        self._refuse_uncounted(unknown)
         inventory = Inventory(tuple(sorted(self._used)), skipped, unknown)
         return Layout(shape, tuple(self._parts), self._outer, inventory, head_name)
+
+    def _refuse_uncounted(self, unknown: Iterable[str]) -> None:
+        """A known name with another number is a layer or an expert beyond the config: half a model would be read."""
+        known = {_NUMBER.sub("#", name) for name in self._used if _NUMBER.search(name)}
+        beyond = next((name for name in unknown if _NUMBER.sub("#", name) in known), None)
+        if beyond is not None:
+            raise MalformedFile(
+                "model",
+                self.label,
+                f"tensor '{safe_name(beyond, 80)}', beyond the layers or experts of its config",
+                "as many as the config counts",
+                "The config belongs to another model.",
+            )
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         info: TensorInfo | None = self.tensors.get(name)

@@ -7,18 +7,25 @@ from typing import Any, Self
 
 import numpy as np
 
+from whorl._readers.float_codecs import count_nonfinite
 from whorl.canonical.families import layout_of
 from whorl.canonical.layout import Inventory, Layout, PartPlan, Stored
 from whorl.canonical.roles import ModelShape, Part
-from whorl.errors import MalformedFile, NotComparable
+from whorl.errors import MalformedFile, NotComparable, safe_name
 from whorl.source import Floats, TensorSource
 
 Digests = dict[str, str]
 """Tensor name -> SHA-256 of its stored bytes, in hexadecimal."""
 
+_ROWS_AT_ONCE = 8192
+_VALUE_TYPES = ("F", "BF", "Q", "BOOL")  # floats, GGUF block types, masks; integer tables are not weights
+
 
 class CanonicalModel:
     """A model by roles.
+
+    A model that its config calls tied and whose file holds another output matrix than the embedding is untied, as
+    transformers 5 reads it; a copy of the embedding is ignored.
 
     Args:
         source: Its tensors and config; stays open and belongs to the caller.
@@ -31,6 +38,11 @@ class CanonicalModel:
     def __init__(self, source: TensorSource) -> None:
         self.source = source
         self.layout: Layout = layout_of(source)
+        self.notes: tuple[str, ...] = ()
+        if self._has_own_head():
+            head = safe_name(self.layout.head_name, 80)
+            self.layout = self.layout.untied()
+            self.notes = (f"the config ties embedding and output, but '{head}' holds other values: read as untied",)
 
     @property
     def label(self) -> str:
@@ -96,6 +108,54 @@ class CanonicalModel:
     def outer_tensors(self, digests: Digests | None = None) -> dict[str, Floats]:
         """Every tensor outside the layers by role, whole: both token tables are in memory at once."""
         return self._outer(tuple(self.layout.outer), digests)
+
+    def read_rest(self, digests: Digests) -> tuple[str, ...]:
+        """Read, check and hash what no pass has read so far, in row blocks; unknown integer tensors are left out.
+
+        Returns:
+            Notes on tensors without a role that hold values which are not finite: masks may, weights may not.
+
+        Raises:
+            MalformedFile: a value of a tensor with a role is NaN or infinite.
+        """
+        notes: list[str] = []
+        with _Hasher(digests) as hasher:
+            for name in (n for n in self.inventory.used if n not in digests):
+                self._read_blocks(name, hasher, check=True)
+            for name in self.inventory.unknown:
+                if self.source.tensors[name].dtype.startswith(_VALUE_TYPES):
+                    n_bad = self._read_blocks(name, hasher, check=False)
+                    if n_bad:
+                        notes.append(f"tensor '{safe_name(name, 80)}' has no role and {n_bad} NaN or infinite values")
+        return tuple(notes)
+
+    def _read_blocks(self, name: str, hasher: "_Hasher", *, check: bool) -> int:
+        """How many values are not finite; with `check` none is."""
+        shape, n_bad = self.source.tensors[name].shape, 0
+        for start in range(0, shape[0] if shape else 1, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, shape[0]) if shape else None
+            values = self.source.rows(name, start, stop, digest=hasher.of(name))
+            hasher.wait()
+            n_bad += 0 if check else count_nonfinite(values)
+            if check:
+                _finite(values, name)
+        return n_bad
+
+    def _has_own_head(self) -> bool:
+        """Whether a tied model's file holds an output matrix with other values than the embedding."""
+        head, embed = self.source.tensors.get(self.layout.head_name), self.layout.outer["embed"]
+        if not self.shape.tied or head is None or not head.n_values:
+            return False
+        if tuple(head.shape) != embed.shape:
+            advice = "The config belongs to another model, or the file is damaged."
+            raise MalformedFile("tensor", head.name, f"shape {head.shape}", f"{embed.shape}, as the embedding", advice)
+        blocks = [
+            (start, min(start + _ROWS_AT_ONCE, embed.shape[0])) for start in range(0, embed.shape[0], _ROWS_AT_ONCE)
+        ]
+        return not all(
+            np.array_equal(self.source.rows(head.name, *block), self.source.rows(embed.name, *block))
+            for block in blocks
+        )
 
     def _outer(self, roles: Sequence[str], digests: Digests | None) -> dict[str, Floats]:
         found: dict[str, Floats] = {}

@@ -58,7 +58,8 @@ def cells() -> tuple[Cell, ...]:
     found = [Cell(f"seed-{s}", "C1", {"seed": s}) for s in SEEDS]
     found += [Cell(f"random-{s}", "C2", {"seed": s}) for s in RANDOM_SEEDS]
     found += [Cell("layers-permuted", "C3", {}, base)]
-    found += [Cell("rescaled", "C4", {"edits": "A1, A3, M2, N1"}, base)]
+    found += [Cell("rescaled-scalars", "C4", {"edits": "A1, A3, M2, N1 as scalars"}, base)]
+    found += [Cell("rescaled-maps", "C4", {"edits": "A1, A3, M2, N1 as general maps"}, base)]
     for text in TEXTS:
         for rank in LORA_RANKS:
             for rate in LORA_RATES:
@@ -137,7 +138,37 @@ def _permute_layers(out: Path, cell: Cell) -> None:
 def _rescale(out: Path, cell: Cell) -> None:
     from whorl.attacks.disguise import write_disguised
 
-    write_disguised(out / BASE, out / cell.name, seed=0, edits=("A1", "A3", "M2", "N1"), dtype="F32")
+    if cell.name == "rescaled-maps":
+        write_disguised(out / BASE, out / cell.name, seed=0, edits=("A1", "A3", "M2", "N1"), dtype="F32")
+        return
+    tensors, config = read_model(out / BASE)
+    groups, layers = config["num_key_value_heads"], range(config["num_hidden_layers"])
+    rng = np.random.default_rng(0)
+    for layer in layers:
+        _rescale_layer(tensors, f"model.layers.{layer}.", groups, rng)
+    _write(out, cell, tensors, config, "rescaled", edits=cell.facts["edits"])
+
+
+def _rescale_layer(tensors: dict[str, Any], prefix: str, groups: int, rng: np.random.Generator) -> None:
+    """One factor for each KV group of q and k, of v and o, for each neuron of up and down, each channel of a gain."""
+
+    def scale(name: str, factors: Any, axis: int) -> None:
+        w = tensors[prefix + name].astype(np.float64)
+        shaped = np.repeat(factors, w.shape[axis] // len(factors))
+        tensors[prefix + name] = w * (shaped[:, None] if w.ndim == 2 and axis == 0 else shaped)
+
+    a, b = np.exp(rng.normal(0, 0.7, (2, groups)))
+    c = np.exp(rng.normal(0, 0.7, tensors[prefix + "mlp.up_proj.weight"].shape[0]))
+    for name, factors, axis in (("q", a, 0), ("k", 1 / a, 0), ("v", b, 0), ("o", 1 / b, 1)):
+        scale(f"self_attn.{name}_proj.weight", factors, axis)
+    scale("mlp.up_proj.weight", c, 0)
+    scale("mlp.down_proj.weight", 1 / c, 1)
+    attention, mlp = ("self_attn.q", "self_attn.k", "self_attn.v"), ("mlp.gate", "mlp.up")
+    for gain, readers in (("input_layernorm", attention), ("post_attention_layernorm", mlp)):
+        e = np.exp(rng.normal(0, 0.5, len(tensors[f"{prefix}{gain}.weight"])))
+        scale(f"{gain}.weight", e, 0)
+        for reader in readers:
+            scale(f"{reader}_proj.weight", 1 / e, 1)
 
 
 def _lora(out: Path, cell: Cell) -> None:

@@ -63,7 +63,7 @@ def _null(data: Mapping[str, Any]) -> str:
     rows = []
     for label, null in data["null"].items():
         tuned = [r["values"][label] for r in data["cells"] if r["control"] == "C6"]
-        rows.append((label, *_range(null), *_range(data["random"][label]), *_range(tuned)))
+        rows.append((label, *_range(null, label), *_range(data["random"][label], label), *_range(tuned, label)))
     table = _table(
         (
             "reading",
@@ -99,15 +99,16 @@ def _controls(data: Mapping[str, Any]) -> str:
     second = _table(("cell against the base", *labels[half:]), [(row[0], *row[half + 1 :]) for row in rows])
     return f"""## Controls C2 to C4, C7 and C8
 
-C2 random weights; C3 the base with its layers permuted (another function, the same matrices); C4 the base rescaled
-without any change of its function (A1, A3, M2, N1 at random); C7 wider and deeper models of the same recipe and data; C8
+C2 random weights; C3 the base with its layers permuted (another function, the same matrices); C4 the base rescaled at
+random without any change of its function (A1, A3, M2, N1): by scalars, or by general maps where attention allows them; C7 wider and deeper models of the same recipe and data; C8
 8- and 4-bit round trips and the mean of two fine-tunings.
 
 {first}
 
 {second}
 
-C4 is the base to the last digit of its outputs: a reading that moves there can be forged at no cost."""
+Both C4 models compute what the base computes: a reading that moves there can be forged at no cost. The gauge readings are
+made to withstand the scalars; general maps of values and outputs still move them."""
 
 
 def _grid(data: Mapping[str, Any], control: str, title: str, what: str) -> str:
@@ -198,14 +199,20 @@ def _name(row: Row) -> str:
 
 def _with_percentile(row: Row, label: str) -> str:
     value, place = row["values"][label], row["percentile"][label]
-    return "not comparable" if value is None else f"{value:.4f} ({place:.0f})"
+    return "not comparable" if value is None else f"{_figure(label, value)} ({place:.0f})"
 
 
-def _range(values: Sequence[float | None]) -> tuple[str, str, str]:
+def _figure(label: str, value: float) -> str:
+    """More digits for the vector whose cosines are all near 1."""
+    return f"{value:.6f}" if label.startswith("V_std") else f"{value:.4f}"
+
+
+def _range(values: Sequence[float | None], label: str = "") -> tuple[str, str, str]:
     usable = [v for v in values if v is not None]
     if not usable:
         return ("–", "–", "–")
-    return (f"{min(usable):.4f}", f"{np.median(usable):.4f}", f"{max(usable):.4f}")
+    low, middle, high = (_figure(label, float(v)) for v in (min(usable), np.median(usable), max(usable)))
+    return (low, middle, high)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -22,7 +22,7 @@ from whorl.canonical.roles import ModelShape
 from whorl.errors import NotComparable, UsageError
 from whorl.weights.method import Outcome, WeightMethod, choose, finite, require_same_types
 from whorl.weights.part_statistics import TOP_VALUES, PartStatistics
-from whorl.weights.values import Observation, Values
+from whorl.weights.values import Observation, Values, unlike
 
 FORMS = ("raw", "gauge")
 ROWS = ("raw", "log", "unit")
@@ -79,6 +79,11 @@ class ClusteringVector(WeightMethod):
         worst = [max(float(o.arrays[f"bound.{t}"][0]) for o in observations if t in o.arrays) for t in shape.types]
         found["bounds"] = np.array(worst)
         return found
+
+    def fault(self, values: Values, shape: ModelShape) -> str:
+        """See `WeightMethod.fault`."""
+        rows = {f"values.{t}": (shape.n_layers, None) for t in shape.types}
+        return unlike(values, {**rows, "bounds": (len(shape.types),)})
 
     def compare(self, a: Values, b: Values, shapes: tuple[ModelShape, ModelShape]) -> Outcome:
         """Median cosine of the two CVs over the seeds, in [0, 1]; `ari` compares the label partitions."""

@@ -24,7 +24,7 @@ from whorl.linalg.layers import align_layers
 from whorl.linalg.matching import match_heads
 from whorl.weights.method import Outcome, WeightMethod, finite
 from whorl.weights.part_statistics import PartStatistics
-from whorl.weights.values import Observation, Values
+from whorl.weights.values import Observation, Values, unlike
 
 KEPT = 1e-3  # values below this share of the largest are rounding, not shape
 MIN_VALUES = 3
@@ -47,6 +47,10 @@ class HeadSpectra(WeightMethod):
         """`qk` and `ov`: (n_layers, H, d_head), descending along the last axis."""
         seen = [o.arrays for o in observations if "qk" in o.arrays]
         return {kind: np.array([arrays[kind] for arrays in seen]) for kind in ("qk", "ov")}
+
+    def fault(self, values: Values, shape: ModelShape) -> str:
+        """See `WeightMethod.fault`."""
+        return unlike(values, dict.fromkeys(("qk", "ov"), (shape.n_layers, shape.n_heads, None)))
 
     def compare(self, a: Values, b: Values, shapes: tuple[ModelShape, ModelShape]) -> Outcome:
         """Similarity at most 1; 1 = equal spectra, about 0 = no better than mismatched layers."""

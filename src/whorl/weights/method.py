@@ -75,6 +75,16 @@ class WeightMethod(ABC):
             NotComparable: with the reason, whenever a number would be meaningless.
         """
 
+    def fault(self, values: Values, shape: ModelShape) -> str:
+        """Why values read from a file cannot be those of a model of this shape; "" when they can, and by default.
+
+        Args:
+            values: Finite arrays.
+            shape: Facts of the model.
+        """
+        del values, shape
+        return ""
+
     def parameters(self) -> dict[str, Parameter]:
         """Parameters by name, in declaration order."""
         return dataclasses.asdict(self)

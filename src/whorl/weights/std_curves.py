@@ -17,7 +17,7 @@ from whorl.errors import NotComparable
 from whorl.weights.method import Outcome, WeightMethod, choose, require_same_types
 from whorl.weights.moments import depth_curve
 from whorl.weights.part_statistics import PartStatistics
-from whorl.weights.values import Observation, Values
+from whorl.weights.values import Observation, Values, unlike
 
 FORMS = ("raw", "gauge", "invariant")
 TYPES = ("q", "k", "v", "o")
@@ -56,6 +56,11 @@ class StdCurves(WeightMethod):
             if curve.size:
                 curves[f"invariant.{t}"] = curve
         return curves
+
+    def fault(self, values: Values, shape: ModelShape) -> str:
+        """See `WeightMethod.fault`."""
+        curves = {f"{form}.{t}": (shape.n_layers,) for form in ("raw", "gauge") for t in TYPES}
+        return unlike(values, curves, {f"invariant.{t}": (None,) for t in INVARIANTS})
 
     def compare(self, a: Values, b: Values, shapes: tuple[ModelShape, ModelShape]) -> Outcome:
         """Mean Pearson correlation in [-1, 1]; 1 = curves of the same shape."""

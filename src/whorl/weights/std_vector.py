@@ -19,7 +19,7 @@ from whorl.errors import NotComparable
 from whorl.weights.method import Outcome, WeightMethod, choose, finite, require_same_types
 from whorl.weights.moments import FORMS, pooled_std
 from whorl.weights.part_statistics import PartStatistics
-from whorl.weights.values import Observation, Values
+from whorl.weights.values import Observation, Values, unlike
 
 MEASURES = ("cosine", "pearson-log")
 NORMALISATIONS = ("l2", "sum")
@@ -61,6 +61,10 @@ class StdVector(WeightMethod):
             values[f"sigma.{form}"] = sigma
             values[f"vector.{form}"] = sigma / scale if scale > 0 else sigma
         return values
+
+    def fault(self, values: Values, shape: ModelShape) -> str:
+        """See `WeightMethod.fault`."""
+        return unlike(values, {f"{kind}.{form}": (len(shape.types),) for kind in ("sigma", "vector") for form in FORMS})
 
     def compare(self, a: Values, b: Values, shapes: tuple[ModelShape, ModelShape]) -> Outcome:
         """Cosine (or Pearson of logs) of the two vectors, in [-1, 1]; 1 = equal up to one scale."""
