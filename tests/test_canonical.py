@@ -240,7 +240,7 @@ def test_a_second_head_of_a_tied_model():
     assert "lm_head.weight" in own.inventory.used
     np.testing.assert_array_equal(np.concatenate(list(own.unembedding_blocks())), 2 * embed)
     assert CanonicalModel(changed("llama-tied", **{"lm_head.weight": np.zeros(0)})).shape.tied  # of DeepSpeed shards
-    with pytest.raises(MalformedFile, match="'lm_head.weight': shape .* as the embedding"):
+    with pytest.raises(MalformedFile, match=r"'lm_head.weight': shape .* as the embedding"):
         CanonicalModel(changed("llama-tied", **{"lm_head.weight": embed[1:]}))
 
 

@@ -235,3 +235,15 @@ def test_arrays_of_another_method_or_model_are_refused(name, change, prints):
     change(data["methods"][key])
     with pytest.raises(MalformedFile, match=rf"{re.escape(key)}: (no|an unknown)?.*expected the arrays of this method"):
         Fingerprint.from_dict(data, "x.json")
+
+
+def test_an_all_zero_matrix_leaves_only_finite_numbers(tmp_path, prints):
+    tensors = llama_folder.tensors(0)
+    tensors["model.layers.0.self_attn.q_proj.weight"][:] = 0
+    folder = whorl.testing.write_model_folder(tmp_path / "m", tensors, llama_folder.config())
+    found = whorl.fingerprint(str(folder), ["std-curves(form=invariant)"])
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["methods"]
+    (method,) = found.methods
+    assert "invariant.qk" not in found.methods[method]
+    whole = whorl.fingerprint(prints[0].resolved, [method])
+    assert "degenerate" in judge(found, whole, registry.resolve([method]), NOT_EXACT).evidence[0].why

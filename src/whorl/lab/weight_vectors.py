@@ -63,9 +63,12 @@ def cells() -> tuple[Cell, ...]:
     for text in TEXTS:
         for rank in LORA_RANKS:
             for rate in LORA_RATES:
-                facts = {"text": text, "rank": rank, "rate": rate}
+                # Each setting has its own data order and adapter start, so that cells of one text share the text only.
+                seed = 1 + LORA_RANKS.index(rank) * len(LORA_RATES) + LORA_RATES.index(rate)
+                facts = {"text": text, "rank": rank, "rate": rate, "seed": seed}
                 found.append(Cell(f"lora-{text}-r{rank}-{rate:.0e}", "C5", facts, base))
-        found += [Cell(f"full-{text}-{r:.0e}", "C6", {"text": text, "rate": r}, base) for r in FULL_RATES]
+        for seed, rate in enumerate(FULL_RATES, 1):
+            found.append(Cell(f"full-{text}-{rate:.0e}", "C6", {"text": text, "rate": rate, "seed": seed}, base))
     found += [Cell("wider", "C7", {"seed": 50, "d_model": 96}), Cell("deeper", "C7", {"seed": 51, "n_layers": 12})]
     found += [Cell(f"int{b}", "C8", {"bits": b}, base) for b in (8, 4)]
     found += [Cell("merged", "C8", {"of": ["full-topics-1e-03", "full-code-1e-03"]}, base)]
@@ -176,8 +179,10 @@ def _lora(out: Path, cell: Cell) -> None:
     from whorl.lab.training import LoraSettings, Recipe, lora
 
     facts = cell.facts
-    recipe = Recipe(n_steps=STEPS, learning_rate=facts["rate"], weight_decay=0.0, data_seed=1, n_threads=THREADS)
-    settings = LoraSettings(rank=facts["rank"], alpha=2 * facts["rank"], seed=1)
+    recipe = Recipe(
+        n_steps=STEPS, learning_rate=facts["rate"], weight_decay=0.0, data_seed=facts["seed"], n_threads=THREADS
+    )
+    settings = LoraSettings(rank=facts["rank"], alpha=2 * facts["rank"], seed=facts["seed"])
     adapter = out / "adapters" / cell.name
     if adapter.exists():  # an earlier run stopped between the adapter and the merged model
         import shutil
@@ -191,7 +196,7 @@ def _full(out: Path, cell: Cell) -> None:
     from whorl.lab.corpus import load_corpus
     from whorl.lab.training import Recipe, finetune
 
-    recipe = Recipe(n_steps=STEPS, learning_rate=cell.facts["rate"], data_seed=1, n_threads=THREADS)
+    recipe = Recipe(n_steps=STEPS, learning_rate=cell.facts["rate"], data_seed=cell.facts["seed"], n_threads=THREADS)
     finetune(out / BASE, out / cell.name, load_corpus(cell.facts["text"]), recipe=recipe, dtype="F32")
 
 

@@ -100,8 +100,8 @@ def _controls(data: Mapping[str, Any]) -> str:
     return f"""## Controls C2 to C4, C7 and C8
 
 C2 random weights; C3 the base with its layers permuted (another function, the same matrices); C4 the base rescaled at
-random without any change of its function (A1, A3, M2, N1): by scalars, or by general maps where attention allows them; C7 wider and deeper models of the same recipe and data; C8
-8- and 4-bit round trips and the mean of two fine-tunings.
+random without any change of its function (A1, A3, M2, N1): by scalars, or by general maps where attention allows them; C7
+wider and deeper models of the same recipe and data; C8 8- and 4-bit round trips and the mean of two fine-tunings.
 
 {first}
 
@@ -120,8 +120,9 @@ def _grid(data: Mapping[str, Any], control: str, title: str, what: str) -> str:
     table = _table(("cell", "‖dW‖F/‖W‖F", "max ‖dW‖₂/σ₁₆", "held-out loss", *GRID_LABELS), rows)
     return f"""## {control}: {title}
 
-{what}, {len(rows)} cells. Held-out loss is on the text of the fine-tuning. By Weyl's inequality no singular value moves by
-more than ‖dW‖₂; below 0.01 of σ₁₆ ("trivial") a stable clustering vector shows only that the update was small.
+{what}, {len(rows)} cells.
+Held-out loss is on the text of the fine-tuning. By Weyl's inequality no singular value moves by more than ‖dW‖₂; below 0.01 of
+σ₁₆ ("trivial") a stable clustering vector shows only that the update was small.
 
 {table}"""
 

@@ -53,7 +53,7 @@ class StdCurves(WeightMethod):
         curves = {f"{form}.{t}": depth_curve(observations, form, t) for form in ("raw", "gauge") for t in TYPES}
         for t in INVARIANTS:
             curve = _mean_by_layer(observations, f"invariant.{t}")
-            if curve.size:
+            if curve.size and np.isfinite(curve).all():  # ln 0 of an all-zero matrix has no place on a curve
                 curves[f"invariant.{t}"] = curve
         return curves
 
@@ -83,8 +83,8 @@ def _mean_by_layer(observations: Sequence[Observation], key: str) -> NDArray[np.
 
 
 def _mean_correlation(a: Values, b: Values, form: str) -> float | None:
-    keys = [k for k in a if k.startswith(f"{form}.")]
-    if not keys or any(not np.all(np.isfinite(v[k])) for k in keys for v in (a, b)):
+    keys = [k for k in {**a, **b} if k.startswith(f"{form}.")]
+    if not keys or any(k not in v or not np.all(np.isfinite(v[k])) for k in keys for v in (a, b)):
         return None
     found = [_correlation(a[k], b[k]) for k in keys]
     return None if any(r is None for r in found) else float(np.mean([r for r in found if r is not None]))
