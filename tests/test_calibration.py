@@ -1,98 +1,177 @@
 """The rank p-value under its own null, and the rules around it."""
 
 import dataclasses
+import hashlib
+import itertools
 import json
 
 import numpy as np
 import pytest
 
-import llama_folder
+import parts
 import whorl
 from whorl import calibration
-from whorl.calibration import Calibration, from_dict, to_dict
-from whorl.comparison import judge
+from whorl.calibration import Calibration, Member, from_dict, to_dict
+from whorl.comparison import check_alpha, judge
+from whorl.errors import UsageError
+from whorl.fingerprints import Fingerprint, TensorRecord
 from whorl.lineage.exact import ExactFinding
-from whorl.registry import method
+from whorl.registry import method, resolve
 
-NAME = method("std-vector").canonical_name
-
-
-def simulated(rng, k):
-    """Similarities among k exchangeable lineages: points in the plane, closeness = minus distance, plus one more pair."""
-    points = rng.standard_normal((k + 1, 2))
-    return -np.linalg.norm(points[:, None] - points[None], axis=-1)
+METHOD = method("std-vector")
+NAME = METHOD.canonical_name
+SHAPE = parts.shape()
+EXACT = ExactFinding(None, "not looked at")
 
 
-def made(table, k):
-    members = tuple(f"seed-{i}" for i in range(k))
-    return Calibration("simulated", {"family": "llama"}, members, {NAME: table[:k, :k]})
+def fingerprint(vector, name="model"):
+    """A fingerprint that holds one vector of seven standard deviations and nothing else."""
+    sigma = np.asarray(vector, dtype=np.float64)
+    values = {f"{kind}.{form}": sigma for kind in ("sigma", "vector") for form in ("raw", "gauge")}
+    record = TensorRecord(name, "F32", (7,), hashlib.sha256(sigma.tobytes()).hexdigest())
+    return Fingerprint(name, name, None, SHAPE, {}, (), {}, (record,), {NAME: values})
 
 
-@pytest.mark.parametrize("k", [7, 20])
-def test_p_under_the_null_is_never_below_uniform(k):
-    """A new lineage against a reference of the calibration: conservative at every level that k can reach."""
+def made(vectors, derived=()):
+    """A calibration of one lineage a vector."""
+    prints = [fingerprint(v, f"seed-{i}") for i, v in enumerate(vectors)]
+    members = tuple(Member(p.resolved, p.weights_digest, p.methods) for p in prints)
+    return Calibration("simulated", SHAPE, members, {NAME: list(derived)} if len(derived) else {})
+
+
+def draw(rng, n):
+    return np.exp(rng.normal(0, 0.3, (n, 7)))
+
+
+def value(a, b):
+    return METHOD.compare(a.methods[NAME], b.methods[NAME], (SHAPE, SHAPE)).value
+
+
+@pytest.mark.parametrize("k", [7, 19])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_p_under_the_null_is_never_below_uniform(k, heavy):
+    """Two new lineages, both outside the calibration; also where a few lineages are close to everybody."""
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(2000):
-        table = simulated(rng, k)
-        value = float(table[k, 0])  # the stranger against one reference
-        found.append(made(table, k).place(NAME, value, larger_is_closer=True).p_value)
+    n = 1000 if k == 7 else 200
+    for _ in range(n):
+        vectors = draw(rng, k + 2)
+        if heavy:
+            vectors = np.exp(np.log(vectors) * np.minimum(rng.pareto(1.5, (k + 2, 1)), 20.0))
+        one, (a, b) = made(vectors[:k]), (fingerprint(v, n) for v, n in zip(vectors[k:], "ab", strict=True))
+        found.append(one.place(METHOD, a, b, value(a, b)).p_value)
     found = np.array(found)
-    for level in (1 / k, 2 / k, 0.5):
-        assert (found <= level + 1e-12).mean() <= level + 3 * np.sqrt(level / 2000)
+    for level in {1 / (k + 1), 0.05, 0.2, 0.5}:
+        assert (found <= level + 1e-12).mean() <= level + 3 * np.sqrt(level / n)
 
 
-def test_p_is_never_below_one_over_k():
-    table = simulated(np.random.default_rng(1), 7)
-    place = made(table, 7).place(NAME, 10.0, larger_is_closer=True)
-    assert place.p_value == pytest.approx(1 / 7)
-    assert place.percentile == 100.0
+def test_p_has_a_floor_and_the_larger_direction_counts():
+    rng = np.random.default_rng(1)
+    vectors = draw(rng, 7)
+    one = made(vectors)
+    near = fingerprint(vectors[0] * 1.001 + 1e-6, "near")
+    other = fingerprint(vectors[0] * 1.001 + 2e-6, "other")
+    # both are closest to seed-0, which is at least as close to each as they are to one another
+    place = one.place(METHOD, near, other, value(near, other))
+    assert place.p_value >= 1 / 8
     assert (place.pairs, place.lineages) == (21, 7)
+    lonely = [
+        fingerprint(v, n)
+        for v, n in zip(np.exp([[3, -3, 3, -3, 3, -3, 3], [3, -3, 3, -3, 3, -3, 3.01]]), "xy", strict=True)
+    ]
+    place = one.place(METHOD, *lonely, value(*lonely))
+    assert place.p_value == pytest.approx(1 / 8)
+    assert place.percentile == 100.0
 
 
-def test_a_distance_is_read_the_other_way_round():
-    table = simulated(np.random.default_rng(1), 7)
-    near = made(-table, 7).place(NAME, 0.0, larger_is_closer=False)
-    far = made(-table, 7).place(NAME, 100.0, larger_is_closer=False)
-    assert near.p_value < far.p_value
-    assert far.percentile == 0.0
+def test_a_member_is_not_its_own_control():
+    vectors = draw(np.random.default_rng(2), 7)
+    one = made(vectors)
+    a, b = fingerprint(vectors[0], "seed-0"), fingerprint(draw(np.random.default_rng(3), 1)[0], "b")
+    assert one.place(METHOD, a, b, 0.0).p_value <= 1.0
 
 
 def test_a_method_without_calibration_has_no_place():
-    assert made(simulated(np.random.default_rng(1), 7), 7).place("other@1()", 0.5, larger_is_closer=True) is None
+    other = method("std-vector(form=gauge)")
+    a = fingerprint(np.ones(7))
+    assert made(draw(np.random.default_rng(1), 7)).place(other, a, a, 0.5) is None
 
 
-def test_round_trip():
-    one = made(simulated(np.random.default_rng(2), 7), 7)
-    again = from_dict(json.loads(json.dumps(to_dict(one))))
-    assert dataclasses.replace(again, scores={}) == dataclasses.replace(one, scores={})
-    np.testing.assert_array_equal(again.scores[NAME], one.scores[NAME])
+def test_only_the_calibrated_shape_is_covered():
+    one = made(draw(np.random.default_rng(1), 7))
+    assert one.covers(SHAPE)
+    assert not one.covers(dataclasses.replace(SHAPE, n_layers=9))
 
 
-def test_only_the_calibrated_class_is_covered(tmp_path):
-    a = whorl.fingerprint(llama_folder.folder(tmp_path / "a", 0), ["std-vector"])
-    exact = {"shape_class": {k: getattr(a.shape, k) for k in calibration.CLASS_FIELDS}}
-    one = dataclasses.replace(made(np.zeros((8, 8)), 7), **exact)
-    assert one.covers(a.shape)
-    assert not one.covers(dataclasses.replace(a.shape, n_layers=9))
+def twins():
+    return [fingerprint(np.exp([3, -3, 3, -3, 3, -3, 3 + e]), n) for e, n in ((0, "a"), (0.01, "b"))]
 
 
-def test_seven_lineages_can_never_decide_at_one_percent(tmp_path, monkeypatch):
-    """The closest pair imaginable stays undecided: the calibration says how many lineages would be needed."""
-    prints = [whorl.fingerprint(llama_folder.folder(tmp_path / str(s), s), ["std-vector"]) for s in (0, 1)]
-    one = made(np.full((8, 8), -1.0), 7)
+@pytest.mark.parametrize(
+    ("k", "derived", "verdict", "words"),
+    [
+        (7, [], "undecided", "holds no known derivatives, so values alone decide nothing"),
+        (7, [0.99] * 50, "undecided", "no corrected p-value is at most 0.01"),
+        (120, [], "undecided", "holds no known derivatives, so values alone decide nothing"),
+        (120, [0.99] * 200, "related", "p at most 0.01 after correction: std-vector"),
+    ],
+)
+def test_related_needs_lineages_and_derivatives(monkeypatch, k, derived, verdict, words):
+    one = made(draw(np.random.default_rng(4), k), derived)
     monkeypatch.setattr(calibration, "shipped", lambda: (one,))
-    result = judge(prints[0], prints[1], [method("std-vector")], ExactFinding(None, "not looked at"))
-    assert result.evidence[0].p_value == pytest.approx(1 / 7)
-    assert result.p_value == pytest.approx(1 / 7)
-    assert result.verdict == "undecided"
-    assert result.why == "no exact relation; the calibration has 7 lineages, alpha 0.01 needs 100"
+    result = judge(*twins(), [METHOD], EXACT)
+    assert result.verdict == verdict
+    assert result.evidence[0].verdict == verdict
+    assert words in result.why
+
+
+def test_a_value_unlike_both_is_undecided(monkeypatch):
+    """Closer than any stranger and yet less close than every known derivative: a new kind of edit, or a broken file."""
+    one = made(draw(np.random.default_rng(4), 120), [1.0] * 200)
+    monkeypatch.setattr(calibration, "shipped", lambda: (one,))
+    far = [fingerprint(np.exp([3, -3, 3, -3, 3, -3, 3 + e]), n) for e, n in ((0, "a"), (0.9, "b"))]
+    assert judge(*far, [METHOD], EXACT).verdict == "undecided"
+
+
+def test_exact_relations_need_no_p_value(monkeypatch):
+    one = made(draw(np.random.default_rng(4), 7))
+    monkeypatch.setattr(calibration, "shipped", lambda: (one,))
+    result = judge(*twins(), [METHOD], ExactFinding("identical", "all tensors have the same bytes"))
+    assert (result.verdict, result.p_value) == ("related", None)
+
+
+@pytest.mark.parametrize("alpha", [0, -1, 0.06, 0.5, 2])
+def test_alpha_is_small(alpha):
+    with pytest.raises(UsageError, match="alpha is an error rate above 0 and at most"):
+        check_alpha(alpha)
+
+
+def test_json_round_trip():
+    prints = {f"seed-{i}": fingerprint(v, f"seed-{i}") for i, v in enumerate(draw(np.random.default_rng(5), 7))}
+    one = from_dict(json.loads(json.dumps(to_dict("simulated", prints))))
+    assert one.id.startswith("simulated-")
+    assert [m.name for m in one.members] == list(prints)
+    np.testing.assert_array_equal(
+        one.members[3].methods[NAME]["sigma.raw"], prints["seed-3"].methods[NAME]["sigma.raw"]
+    )
 
 
 def test_shipped_calibrations_do_not_hold_members_of_the_example_family():
     from whorl.lab.zoo import zoo_folder
 
     names = {folder.name for folder in zoo_folder().iterdir()}
+    assert calibration.shipped()
     for one in calibration.shipped():
-        assert not names & set(one.members)
-        assert all(np.isfinite(rows).all() for rows in one.scores.values())
+        assert not names & {m.name for m in one.members}
+        assert len({m.weights_digest for m in one.members}) == len(one.members)
+
+
+def test_no_two_roots_of_the_example_family_are_called_related():
+    """Not even at the largest alpha that is accepted, although one such pair beats every calibration pair."""
+    from whorl.lab.zoo import zoo_folder
+
+    roots = [whorl.fingerprint(str(zoo_folder() / f"base-{i}")) for i in range(4)]
+    for a, b in itertools.combinations(roots, 2):
+        result = judge(a, b, resolve(None), EXACT, alpha=0.05)
+        assert result.verdict == "undecided"
+        assert all(e.p_value >= 1 / 8 for e in result.evidence)

@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 def whorl(*arguments, **options):
     env = os.environ | {"NO_COLOR": "1", "COLUMNS": "140"} | options.pop("env", {})
-    return subprocess.run([*WHORL, *map(str, arguments)], capture_output=True, text=True, env=env, check=False, **options)
+    return subprocess.run(
+        [*WHORL, *map(str, arguments)], capture_output=True, text=True, env=env, check=False, **options
+    )
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import llama_folder
 from parts import parts, shape
 from test_std_vector import changed, rescale, values
+from whorl.attacks.disguise import EDITS, disguise, load_roles
+from whorl.canonical.model import CanonicalModel
 from whorl.errors import NotComparable, UsageError
+from whorl.testing import MemorySource
 from whorl.weights.clustering_vector import ClusteringVector, cluster
 from whorl.weights.head_spectra import HeadSpectra
+from whorl.weights.std_curves import StdCurves
 
 
 def test_rows_are_the_leading_singular_values_of_each_matrix():
@@ -127,3 +134,67 @@ def test_all_dead_is_degenerate():
     a = {k: np.zeros((8, 4, 8)) for k in ("qk", "ov")}
     with pytest.raises(NotComparable, match="degenerate"):
         HeadSpectra().compare(a, a, (s, s))
+
+
+@pytest.mark.parametrize("dead", ["qk", "ov"])
+def test_dead_layers_are_left_out_and_counted(dead):
+    """An inserted identity block writes nothing; the other layers still show the kinship."""
+    s = shape()
+    a = values(HeadSpectra(), s, parts(s))
+    b = {k: v.copy() for k, v in a.items()}
+    b[dead][3] = 0.0
+    outcome = HeadSpectra().compare(a, b, (s, s))
+    assert outcome.warnings == ("1 dead layers left out",)
+    assert outcome.value == pytest.approx(1.0)
+    assert outcome.why.startswith("7 aligned layers")
+    assert HeadSpectra().compare(b, a, (s, s)).value == pytest.approx(outcome.value, abs=1e-12)
+
+
+def test_too_few_live_layers_are_degenerate():
+    s = shape()
+    a = values(HeadSpectra(), s, parts(s))
+    b = {k: v.copy() for k, v in a.items()}
+    b["ov"][3:] = 0.0
+    with pytest.raises(NotComparable, match="degenerate: fewer than 4 layers have a live head"):
+        HeadSpectra().compare(a, b, (s, s))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("depths", [(8, 6), (12, 5), (9, 8)])
+def test_head_spectra_of_two_depths_are_the_same_both_ways(depths, seed):
+    shapes = tuple(shape(n_layers=n) for n in depths)
+    a, b = (values(HeadSpectra(), s, parts(s, seed + i)) for i, s in enumerate(shapes))
+    there, back = HeadSpectra().compare(a, b, shapes), HeadSpectra().compare(b, a, shapes[::-1])
+    assert there.value == pytest.approx(back.value, abs=1e-12)
+    assert there.variants["mismatched_distance"] == back.variants["mismatched_distance"]
+
+
+def test_equal_layers_have_nothing_to_compare_with():
+    """Layers that differ by rounding alone are equal layers, not a scale of distance."""
+    s = shape()
+    a = values(HeadSpectra(), s, parts(s))
+    rng = np.random.default_rng(0)
+    flat = {k: v[:1] * (1 + 1e-9 * rng.standard_normal(v.shape)) for k, v in a.items()}
+    with pytest.raises(NotComparable, match="degenerate: all layers have the same spectra"):
+        HeadSpectra().compare(flat, flat, (s, s))
+
+
+def of_model(method, source):
+    model = CanonicalModel(source)
+    return values(method, model.shape, model.parts()), model.shape
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), drop=st.sets(st.sampled_from(sorted(EDITS))))
+def test_what_should_be_invariant_is_under_compositions_of_edits(seed, drop):
+    """Edits that keep the function (those the model allows, less `drop`) move neither head spectra nor ln norms."""
+    source = MemorySource(llama_folder.tensors(seed % 5, np.float64), llama_folder.config())
+    roles = load_roles(CanonicalModel(source))
+    edits = tuple(edit for edit in disguise(roles, seed).applied if edit not in drop)
+    edited = disguise(roles, seed, edits).roles
+    other = MemorySource(edited.pack(), edited.config)
+    for method, variant in ((HeadSpectra(), None), (StdCurves(form="invariant"), "invariant")):
+        (a, s), (b, t) = of_model(method, source), of_model(method, other)
+        outcome = method.compare(a, b, (s, t))
+        assert outcome.value >= 1 - 1e-6, (method.name, edits)
+        assert variant is None or outcome.variants[variant] == outcome.value

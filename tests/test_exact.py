@@ -76,8 +76,83 @@ def test_one_changed_value_is_no_copy(base, tmp_path):
     tensors["model.layers.7.mlp.down_proj.weight"][0, 0] += 1.0
     result = compare(base, write(tmp_path, tensors))
     assert (result.verdict, result.relation) == ("related", "shared tensors")
-    assert "55 weight matrices" in result.why
+    assert "55 weight matrices of A occur in B" in result.why
     assert "model.layers.7.mlp.down_proj.weight" not in result.exact.shared
+
+
+def gpt2(seed, **changes):
+    """A small GPT-2 with learned positions, LayerNorm and biases."""
+    rng = np.random.default_rng(seed)
+    d, v = 32, 64
+    found = {"transformer.wte.weight": (v, d), "transformer.wpe.weight": (16, d)}
+    for i in range(2):
+        h = f"transformer.h.{i}."
+        found |= {
+            f"{h}ln_1.weight": (d,), f"{h}ln_1.bias": (d,), f"{h}ln_2.weight": (d,), f"{h}ln_2.bias": (d,),
+            f"{h}attn.c_attn.weight": (d, 3 * d), f"{h}attn.c_attn.bias": (3 * d,),
+            f"{h}attn.c_proj.weight": (d, d), f"{h}attn.c_proj.bias": (d,),
+            f"{h}mlp.c_fc.weight": (d, 4 * d), f"{h}mlp.c_fc.bias": (4 * d,),
+            f"{h}mlp.c_proj.weight": (4 * d, d), f"{h}mlp.c_proj.bias": (d,),
+        }  # fmt: skip
+    found |= {"transformer.ln_f.weight": (d,), "transformer.ln_f.bias": (d,)}
+    return {name: rng.standard_normal(size).astype(np.float32) for name, size in found.items()}
+
+
+GPT2 = {
+    "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": 64,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["transformer.wpe.weight", "transformer.ln_f.bias", "transformer.h.1.attn.c_attn.bias", "transformer.wte.weight"],
+)
+def test_one_changed_tensor_of_any_role_is_not_identical(tmp_path, changed):
+    mine, theirs = gpt2(0), gpt2(0)
+    theirs[changed] = theirs[changed] + np.float32(0.5)
+    folders = [str(write_model_folder(tmp_path / n, t, GPT2)) for n, t in (("a", mine), ("b", theirs))]
+    for pair in (folders, folders[::-1]):
+        assert compare(*pair).relation == "shared tensors"
+
+
+def test_a_tensor_without_a_role_must_agree_too(base, tmp_path):
+    tensors = llama_folder.tensors(0) | {"model.extra.weight": np.ones((4, 4), np.float32)}
+    other = write(tmp_path, tensors)
+    for pair in ((base, other), (other, base)):
+        assert compare(*pair).relation == "shared tensors"
+
+
+def test_one_coarse_tensor_does_not_blur_the_others(tmp_path):
+    """A bfloat16 embedding must not hide float32 matrices that differ below its precision."""
+    mine = llama_folder.tensors(0)
+    theirs = {k: v * np.float32(1 + 1e-4) if "layers" in k and v.ndim == 2 else v for k, v in mine.items()}
+    embed = ["model.embed_tokens.weight"]
+    a = str(write_model_folder(tmp_path / "a", mine, llama_folder.CONFIG, bf16=embed))
+    b = str(write_model_folder(tmp_path / "b", theirs, llama_folder.CONFIG, bf16=embed))
+    assert compare(a, b).relation == "undecided"
+
+
+def test_layers_that_moved_are_found_by_their_bytes(base, tmp_path):
+    tensors = llama_folder.tensors(0)
+    shorter = {k: v for k, v in tensors.items() if ".layers." not in k}
+    for layer in range(1, 8):
+        shorter |= {
+            k.replace(f".{layer}.", f".{layer - 1}.", 1): v for k, v in tensors.items() if f"layers.{layer}." in k
+        }
+    other = str(write_model_folder(tmp_path / "short", shorter, llama_folder.config(num_hidden_layers=7)))
+    for pair in ((base, other), (other, base)):
+        result = compare(*pair)
+        assert result.relation == "shared tensors"
+        assert result.why.startswith("49 weight matrices")
+
+
+def test_a_cast_copy_with_one_tuned_matrix_shares_the_rest(base, tmp_path):
+    tensors = {k: v.astype(np.float16) for k, v in llama_folder.tensors(0).items()}
+    tensors["model.layers.7.mlp.down_proj.weight"] += np.float16(0.5)
+    result = compare(base, write(tmp_path, tensors))
+    assert result.relation == "shared tensors"
+    assert result.why.startswith("55 weight matrices")
 
 
 def test_strangers_with_equal_norms_share_nothing(base, tmp_path):

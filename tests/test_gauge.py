@@ -71,3 +71,36 @@ def test_a_dead_neuron_is_left_as_it_is():
 def test_a_large_mean_costs_no_digits_that_matter():
     x = 1000.0 + np.random.default_rng(0).standard_normal(10_000)
     assert std_of(np.array([x.size, x.sum(), (x**2).sum()])) == pytest.approx(x.std(), rel=1e-6)
+
+
+SANDWICH = {
+    "gated": shape(norm_style="sandwich"),
+    "gelu": shape(norm_style="sandwich", gated=False, activation="gelu"),
+    "gemma": SHAPES["gemma"],
+}
+
+
+@pytest.mark.parametrize("name", SANDWICH)
+def test_a_norm_on_the_output_frees_the_scale_of_a_writer(name):
+    s = SANDWICH[name]
+    for part in dressed(s):
+        writer = "o" if part.kind == "attention" else "down"
+        scaled = dataclasses.replace(part, raw=dict(part.raw) | {writer: 3 * part.raw[writer]})
+        before, after = part_moments(part, 0.3), part_moments(scaled, 0.3)
+        for key in before:
+            if key != f"raw.{writer}":
+                np.testing.assert_allclose(after[key], before[key], rtol=1e-9, atol=1e-9)
+        n, _, squares = before[f"gauge.{writer}"]
+        assert squares == pytest.approx(n)
+
+
+def test_without_that_norm_the_scale_of_a_writer_counts():
+    part = next(parts(shape()))
+    scaled = dataclasses.replace(part, raw=dict(part.raw) | {"o": 3 * part.raw["o"]})
+    assert not np.allclose(part_moments(scaled, 0.3)["gauge.o"], part_moments(part, 0.3)["gauge.o"])
+
+
+def test_a_dead_writer_under_a_norm_stays_finite():
+    part = next(parts(SANDWICH["gated"]))
+    dead = dataclasses.replace(part, raw=dict(part.raw) | {"o": 0 * part.raw["o"]})
+    assert all(np.isfinite(v).all() for v in part_moments(dead, 1.0).values())

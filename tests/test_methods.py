@@ -115,6 +115,27 @@ def test_constant_weights_are_degenerate(name, tmp_path, prints):
     assert "degenerate" in result.evidence[0].why
 
 
+@pytest.fixture(scope="module")
+def with_identity_block(tmp_path_factory):
+    """The first model with a layer that writes nothing, as depth up-scaling inserts them."""
+    tensors = llama_folder.tensors(0)
+    for writer in ("self_attn.o_proj", "mlp.down_proj"):
+        tensors[f"model.layers.3.{writer}.weight"][:] = 0
+    folder = tmp_path_factory.mktemp("identity") / "m"
+    return str(whorl.testing.write_model_folder(folder, tensors, llama_folder.CONFIG))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_identity_block_is_no_obstacle(name, with_identity_block, prints, tmp_path):
+    found = Fingerprint.load(whorl.fingerprint(with_identity_block, [name]).save(tmp_path / "print.json"))
+    method = registry.method(name)
+    for one, other in ((found, prints[0]), (prints[0], found), (found, found)):
+        evidence = judge(one, other, [method], NOT_EXACT).evidence[0]
+        assert evidence.comparable, evidence.why
+        assert np.isfinite(evidence.value)
+        assert name != "head-spectra" or evidence.value > 0.9
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_round_trip_of_stored_values(name, prints):
     again = Fingerprint.from_dict(json.loads(json.dumps(prints[0].to_dict())))

@@ -130,3 +130,50 @@ def test_shallow_models_have_no_curves():
     a = values(StdCurves(), s, parts(s))
     with pytest.raises(NotComparable, match="at least 6 layers; the shorter model has 5"):
         StdCurves().compare(a, a, (s, s))
+
+
+def test_curves_under_output_norms_see_no_scale_of_a_writer():
+    """Gemma 2 and OLMo-2: with a norm on the sublayer output, one factor on the whole of o or down changes nothing."""
+    s = shape(norm_style="sandwich")
+    scaled = changed(parts(s), lambda k, v, p: v * (3.0 if k in {"o", "down"} and p.layer == 2 else 1.0))
+    a, b = values(StdCurves(), s, parts(s)), values(StdCurves(), s, scaled)
+    assert {k for k in a if k.startswith("invariant")} == {"invariant.qk", "invariant.gate"}
+    for key in (k for k in a if not k.startswith("raw")):
+        np.testing.assert_allclose(a[key], b[key], rtol=1e-9)
+    for form in ("gauge", "invariant"):
+        assert StdCurves(form=form).compare(a, b, (s, s)).value == pytest.approx(1.0, abs=1e-9)
+
+
+def test_curves_under_query_norms_see_no_scale_of_queries():
+    s = shape(qk_norm="head")
+    scaled = changed(parts(s), lambda k, v, p: v * (3.0 if k == "q" and p.layer == 2 else 1.0))
+    a, b = values(StdCurves(), s, parts(s)), values(StdCurves(), s, scaled)
+    assert {k for k in a if k.startswith("invariant")} == {"invariant.ov", "invariant.gate"}
+    for form in ("gauge", "invariant"):
+        assert StdCurves(form=form).compare(a, b, (s, s)).value == pytest.approx(1.0, abs=1e-9)
+
+
+def test_where_norms_free_every_scale_there_is_no_gauge_curve():
+    """Unit root mean squares in every layer: what is left of a curve is rounding and means, not a spread."""
+    s = shape(norm_style="sandwich", qk_norm="head")
+    a = values(StdCurves(), s, parts(s))
+    outcome = StdCurves().compare(a, a, (s, s))
+    assert outcome.variants["gauge"] is None
+    assert outcome.variants["invariant"] == pytest.approx(1.0)  # the gate is left
+    with pytest.raises(NotComparable, match="norms free the scale of every matrix"):
+        StdCurves(form="gauge").compare(a, a, (s, s))
+
+
+@pytest.mark.parametrize(
+    ("dead", "kind", "what"), [("o", "ov", "head"), ("q", "qk", "head"), ("gate", "gate", "neuron")]
+)
+def test_a_layer_without_life_has_no_invariant_curve(dead, kind, what):
+    s = shape()
+    killed = changed(parts(s), lambda k, v, p: 0 * v if k == dead and p.layer == 3 else v)
+    a, b = values(StdCurves(), s, parts(s)), values(StdCurves(), s, killed)
+    assert f"invariant.{kind}" not in b
+    assert all(np.isfinite(v).all() for v in b.values())
+    assert StdCurves().fault(b, s) == ""
+    assert StdCurves().compare(a, b, (s, s)).variants["invariant"] is None
+    with pytest.raises(NotComparable, match=f"degenerate: a layer has no live {what}"):
+        StdCurves(form="invariant").compare(a, b, (s, s))

@@ -149,7 +149,7 @@ def test_unknown_names_and_self_pairs_are_usage_errors(found):
         found.pair("base", "nobody")
     with pytest.raises(UsageError, match="with itself"):
         found.pair("base", "base")
-    with pytest.raises(UsageError, match=r"between 0 and 0\.5"):
+    with pytest.raises(UsageError, match=r"at most 0\.05"):
         survey(["./a", "./b"], alpha=0.7)
 
 

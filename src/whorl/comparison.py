@@ -1,8 +1,10 @@
 """`compare`: do two models share an origin? Each method gives evidence; exact copies decide; the rest is calibrated.
 
-A verdict is one of "related", "unrelated", "undecided". In this release exact relations (equal bytes, equal values,
-equal magnitudes in another order, bit-equal matrices) decide, and a method decides only where a calibration with enough
-independent lineages is in the package. A name, a config or its hash never decides anything.
+A verdict is one of "related", "unrelated", "undecided". Exact relations (equal bytes, equal values, equal magnitudes in
+another order, bit-equal matrices) decide. A method decides only where a calibration with enough independent lineages and
+with known derivatives is in the package; in this release there is none, so its value and its rank p-value are shown and
+the verdict stays "undecided". "Unrelated" needs measured power and is not given yet. A name, a config or its hash never
+decides anything.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,11 @@ from whorl.fingerprints import Fingerprint, say, scan
 from whorl.lineage.exact import ExactFinding, same_bytes, same_values
 from whorl.progress import Progress, silent
 from whorl.registry import resolve
-from whorl.weights.method import Outcome, WeightMethod
+from whorl.weights.method import WeightMethod
 
 SCHEMA = 1
 ALPHA = 0.01
+MAX_ALPHA = 0.05
 
 NOT_SHOWN = (
     "Direction (which model came first) is not tested.",
@@ -117,7 +120,7 @@ class Comparison:
         return {
             "schema": SCHEMA,
             "kind": "comparison",
-            "status": "done",
+            "status": "partial" if self.skipped else "done",
             "whorl_version": __version__,
             "verdict": self.verdict,
             "relation": self.relation,
@@ -129,7 +132,8 @@ class Comparison:
             "models": [model_dict(self.a), model_dict(self.b)],
             "skipped": list(self.skipped),
             "does_not_show": list(NOT_SHOWN),
-            "environment": dict(self.a.environment),
+            "environment": _environments(self.a, self.b),
+            "config": {"methods": [e.method for e in self.evidence], "alpha": self.alpha},
         }
 
     def save(self, path: str | Path) -> Path:
@@ -149,6 +153,15 @@ class Comparison:
         caption = f"<b>{html.escape(self.verdict)}</b> ({html.escape(self.relation)}): {html.escape(self.why)}"
         head = "<tr><th>method</th><th>value</th><th>verdict</th><th>why</th></tr>"
         return f"<table><caption>{caption}</caption>{head}{rows}</table>"
+
+
+def _environments(a: Fingerprint, b: Fingerprint) -> dict[str, str]:
+    """Versions behind both fingerprints; where they differ, both."""
+    found = {}
+    for key in sorted(a.environment.keys() | b.environment.keys()):
+        values = {a.environment.get(key, "not recorded"), b.environment.get(key, "not recorded")}
+        found[key] = " and ".join(sorted(values))
+    return found
 
 
 def model_dict(f: Fingerprint) -> dict[str, Any]:
@@ -182,7 +195,7 @@ def compare(
         b: The other one.
         methods: Method names or instances; None for all (with stored fingerprints: all they hold).
         adapters: LoRA adapters to merge into `a` and `b`.
-        alpha: Error rate of a "related" verdict, fixed before anything is read, in (0, 0.5).
+        alpha: Error rate of a "related" verdict, fixed before anything is read, in (0, 0.05].
         offline: Open no socket.
         progress: Called once per sublayer.
 
@@ -190,8 +203,7 @@ def compare(
         UsageError: unknown method, alpha out of range, a stored fingerprint that lacks a method asked for.
         InputRefused: a file that must not or cannot be read.
     """
-    if not 0 < alpha < 0.5:
-        raise UsageError(f"alpha is an error rate between 0 and 0.5, not {alpha}.")
+    check_alpha(alpha)
     chosen = common_methods((a, b)) if methods is None else resolve(methods)
     with contextlib.ExitStack() as stack:
         sides = [
@@ -200,6 +212,16 @@ def compare(
         ]
         exact, skipped = exact_finding(sides[0], sides[1])
     return judge(sides[0].fingerprint, sides[1].fingerprint, chosen, exact, alpha, skipped)
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse an error rate that no verdict should rest on.
+
+    Raises:
+        UsageError: not in (0, 0.05].
+    """
+    if not 0 < alpha <= MAX_ALPHA:
+        raise UsageError(f"alpha is an error rate above 0 and at most {MAX_ALPHA}, not {alpha}.")
 
 
 @dataclass(frozen=True)
@@ -269,21 +291,21 @@ def judge(
 ) -> Comparison:
     """The verdict on two fingerprints: exact findings first, then calibrated evidence (no weights needed)."""
     calibration = find(a.shape, b.shape)
+    chosen = tuple(methods)
     with single_threaded():
-        evidence = tuple(_evidence(m, a, b, calibration, alpha) for m in methods)
-    corrected = _bonferroni(evidence)
+        evidence = _decided(tuple(_evidence(m, a, b, calibration) for m in chosen), alpha)
+    related = [e.method for e in evidence if e.verdict == "related"]
+    corrected = None if exact.relation is not None else _bonferroni(evidence)
     if exact.relation is not None:
         verdict, relation, why = "related", exact.relation, exact.why
-    elif corrected is not None and corrected <= alpha:
-        verdict, relation, why = "related", "undecided", f"smallest corrected p-value {corrected:.2g} is below {alpha}"
+    elif related:
+        verdict, relation, why = "related", "undecided", f"p at most {alpha} after correction: {', '.join(related)}"
     else:
-        verdict, relation, why = "undecided", "undecided", _undecided(evidence, calibration, alpha)
+        verdict, relation, why = "undecided", "undecided", _undecided(evidence, calibration, exact, alpha, skipped)
     return Comparison(a, b, verdict, relation, why, corrected, alpha, evidence, exact, skipped)
 
 
-def _evidence(
-    method: WeightMethod, a: Fingerprint, b: Fingerprint, calibration: Calibration | None, alpha: float
-) -> Evidence:
+def _evidence(method: WeightMethod, a: Fingerprint, b: Fingerprint, calibration: Calibration | None) -> Evidence:
     name = method.canonical_name
     try:
         outcome = method.compare(a.methods[name], b.methods[name], (a.shape, b.shape))
@@ -292,31 +314,41 @@ def _evidence(
     if not math.isfinite(outcome.value):
         raise RuntimeError(f"{name} returned {outcome.value}: a method must raise NotComparable instead")
     closer = method.direction == "similarity"
-    place = None if calibration is None else calibration.place(name, outcome.value, larger_is_closer=closer)
-    return _placed(name, outcome, place, closer=closer, alpha=alpha)
-
-
-def _placed(name: str, outcome: Outcome, place: Place | None, *, closer: bool, alpha: float) -> Evidence:
-    if place is None:
-        state = "uncalibrated: no unrelated models of this architecture class are in the calibration"
-    else:
-        state = (
-            f"{place.pairs - place.pairs_at_least_as_close} of {place.pairs} unrelated same-recipe pairs are less close"
-            f" ({place.lineages} lineages: p cannot be below {1 / place.lineages:.2g})"
-        )
+    place = None if calibration is None else calibration.place(method, a, b, outcome.value)
     return Evidence(
         method=name,
         comparable=True,
-        why=f"{outcome.why}; {state}",
+        why=f"{outcome.why}; {_placed(place)}",
         similarity=outcome.value if closer else None,
         distance=None if closer else outcome.value,
         p_value=None if place is None else place.p_value,
         p_kind=None if place is None else "rank",
-        verdict="related" if place is not None and place.p_value <= alpha else "undecided",
         place=place,
         variants=outcome.variants,
         warnings=outcome.warnings,
     )
+
+
+def _placed(place: Place | None) -> str:
+    if place is None:
+        return "uncalibrated: no unrelated models of this shape are in a calibration"
+    less = place.pairs - place.pairs_at_least_as_close
+    return (
+        f"{less} of {place.pairs} calibration pairs of this shape are less close"
+        f" ({place.lineages} lineages: p cannot be below {1 / (place.lineages + 1):.2g})"
+    )
+
+
+def _decided(evidence: tuple[Evidence, ...], alpha: float) -> tuple[Evidence, ...]:
+    """Methods on one pair are dependent, so each p counts m-fold; and the value must look like a known derivative's."""
+    m = sum(e.p_value is not None for e in evidence)
+    return tuple(
+        replace(e, verdict="related") if e.place is not None and _is_related(e.place, m, alpha) else e for e in evidence
+    )
+
+
+def _is_related(place: Place, m: int, alpha: float) -> bool:
+    return m * place.p_value <= alpha and place.p_related is not None and place.p_related > alpha
 
 
 def _bonferroni(evidence: Sequence[Evidence]) -> float | None:
@@ -325,10 +357,19 @@ def _bonferroni(evidence: Sequence[Evidence]) -> float | None:
     return min(1.0, len(found) * min(found)) if found else None
 
 
-def _undecided(evidence: Sequence[Evidence], calibration: Calibration | None, alpha: float) -> str:
+def _undecided(
+    evidence: Sequence[Evidence],
+    calibration: Calibration | None,
+    exact: ExactFinding,
+    alpha: float,
+    skipped: tuple[str, ...],
+) -> str:
+    looked = "exact comparison of values was skipped" if skipped else exact.why
     if not any(e.comparable for e in evidence):
-        return "no method could compare the two models"
-    if calibration is None:
-        return "no exact relation, and no calibration covers this architecture class"
-    need = math.ceil(1 / alpha)
-    return f"no exact relation; the calibration has {len(calibration.members)} lineages, alpha {alpha} needs {need}"
+        return f"{looked}; no method could compare the two models"
+    placed = [e.place for e in evidence if e.place is not None]
+    if calibration is None or not placed:
+        return f"{looked}; no calibration covers models of this shape"
+    if all(place.p_related is None for place in placed):
+        return f"{looked}; the calibration of this shape holds no known derivatives, so values alone decide nothing"
+    return f"{looked}; no corrected p-value is at most {alpha} with a value like that of known derivatives"

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +227,12 @@ def _newest(model: Path) -> float:
     return max(file.stat().st_mtime for file in files)
 
 
+def _environment() -> dict[str, str]:
+    """Versions that values and comparisons depend on."""
+    libraries = {name: version(name) for name in ("numpy", "scipy", "scikit-learn")}
+    return {"whorl": __version__, "python": platform.python_version(), **libraries}
+
+
 def say(progress: Progress, text: str) -> None:
     """A step without a count, such as a download."""
     progress(text, 0, 1)
@@ -251,7 +258,7 @@ def scan(opened: OpenedModel, methods: Iterable[WeightMethod], progress: Progres
         inventory=model.inventory.to_dict(),
         tensors=_records(model, digests),
         methods=values,
-        environment={"whorl": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        environment=_environment(),
     )
 
 

@@ -24,6 +24,7 @@ from whorl.comparison import (
     NOT_SHOWN,
     Comparison,
     Side,
+    check_alpha,
     common_methods,
     exact_finding,
     judge,
@@ -191,7 +192,7 @@ def survey(
         refs: References, saved fingerprints (`.json`), (base, adapter) or `Fingerprint` values; or a mapping of names
             to them.
         methods: Method names or instances; None for all (with stored fingerprints: all they hold).
-        alpha: Error rate of a "related" verdict, in (0, 0.5).
+        alpha: Error rate of a "related" verdict, in (0, 0.05].
         offline: Open no socket.
         progress: Called once per sublayer while reading, then once per pair.
 
@@ -200,8 +201,7 @@ def survey(
 
     A refused model does not stop the others: it is listed in `skipped`.
     """
-    if not 0 < alpha < 0.5:
-        raise UsageError(f"alpha is an error rate between 0 and 0.5, not {alpha}.")
+    check_alpha(alpha)
     named = _named(refs)
     if len(named) < 2:
         raise UsageError("A survey needs at least two models.")

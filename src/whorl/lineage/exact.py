@@ -4,7 +4,7 @@ Nothing statistical happens here: the numbers are equal or they are not. Four fi
 
     identical          every tensor has the same type, shape and bytes; or the same values after a cast
     re-laid-out        every informative matrix holds the same multiset of |values|: permuted, transposed, sign-flipped
-    shared tensors     some informative matrices are bit-equal in the same role and layer (frozen or copied tensors)
+    shared tensors     some informative matrices of one model occur in the other (frozen or copied tensors, moved layers)
     none
 
 A matrix is informative when at least `MIN_DISTINCT` different magnitudes occur and no single one fills half of it:
@@ -45,42 +45,45 @@ class ExactFinding:
 
 
 def same_bytes(a: Fingerprint, b: Fingerprint) -> ExactFinding:
-    """Compare recorded digests only: no weights are read."""
+    """Compare recorded digests only: no weights are read. `shared` names tensors of A whose bytes occur in B."""
     if a.weights_digest == b.weights_digest:
         return ExactFinding("identical", f"all {len(a.tensors)} tensors have the same bytes")
-    mine = {(t.name, t.dtype, t.shape): t.sha256 for t in a.tensors}
-    theirs = {(t.name, t.dtype, t.shape): t.sha256 for t in b.tensors}
-    shared = tuple(sorted(k[0] for k in mine.keys() & theirs.keys() if mine[k] == theirs[k]))
-    return ExactFinding(None, f"{len(shared)} of {len(mine)} tensors have the same bytes", shared)
+    theirs = {(t.dtype, t.shape, t.sha256) for t in b.tensors}
+    shared = tuple(sorted(t.name for t in a.tensors if (t.dtype, t.shape, t.sha256) in theirs))
+    return ExactFinding(None, f"{len(shared)} of {len(a.tensors)} tensors have the same bytes", shared)
 
 
 def same_values(a: CanonicalModel, b: CanonicalModel, shared: tuple[str, ...]) -> ExactFinding:
     """Read both models again and compare them tensor by tensor: as values, then as multisets of magnitudes.
 
-    Stops at the first tensor that differs both ways, so unrelated models cost one sublayer each.
+    Stops when the first layer shows nothing in common, so unrelated models cost one layer each.
 
     Args:
         a: One model, open.
         b: The other model, open.
-        shared: Tensors already known to have equal bytes.
+        shared: Tensors of A already known to occur in B.
     """
-    keep = _mantissa(a), _mantissa(b)
-    equal = moved = informative = 0
-    for role, x, y in _pairs(a, b):
-        verdict = _compare(x, y, min(keep))
-        if verdict is None:
-            return _partly(a, shared)
-        equal += verdict.equal
-        moved += not verdict.equal
-        informative += role in MATRIX_ROLES and verdict.informative
-    if not informative:
-        return ExactFinding(None, "no matrix holds enough different values to be recognised")
-    if not moved:
-        return ExactFinding("identical", f"all {equal} tensors hold equal values, stored differently")
-    return ExactFinding("re-laid-out", f"{moved} tensors hold the same magnitudes in another order, {equal} are equal")
+    tally = _Tally(set(shared))
+    for pair in _pairs(a, b):
+        if tally.hopeless(pair.layer):
+            break
+        tally.add(pair, _compare(pair.x, pair.y, pair.bits))
+    return tally.finding(a)
 
 
 Blocks = Iterable[Floats]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The same role of both models; a tensor that one model lacks has no blocks. `bits` is the coarser mantissa."""
+
+    name: str
+    role: str
+    layer: int | None
+    x: Blocks
+    y: Blocks
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,90 @@ class _Match:
     informative: bool
 
 
-def _pairs(a: CanonicalModel, b: CanonicalModel) -> Iterator[tuple[str, Blocks, Blocks]]:
-    """(role, blocks of A, blocks of B) for every tensor; a tensor that one model lacks meets no blocks."""
+class _Tally:
+    """What matched so far."""
+
+    def __init__(self, shared: set[str]) -> None:
+        self.shared = shared
+        self.n_equal = self.n_moved = self.n_informative = self.n_different = 0
+        self.bits = max(MANTISSA_BITS.values())
+
+    def hopeless(self, layer: int | None) -> bool:
+        """Whether the first layer went by with a difference and without one matrix in common."""
+        return layer != 0 and self.n_different > 0 and not self.shared and not self.n_informative
+
+    def add(self, pair: _Pair, match: _Match | None) -> None:
+        if match is None:
+            self.n_different += 1
+            return
+        self.n_equal += match.equal
+        self.n_moved += not match.equal
+        self.bits = min(self.bits, pair.bits)
+        if pair.role in MATRIX_ROLES and match.informative:
+            self.n_informative += 1
+            if match.equal:
+                self.shared.add(pair.name)
+
+    def finding(self, a: CanonicalModel) -> ExactFinding:
+        if self.n_different:
+            return _partly(a, self.shared)
+        if not self.n_informative:
+            return ExactFinding(None, "no matrix holds enough different values to be recognised")
+        rounded_to = f" after rounding to {self.bits} mantissa bits" if self.bits < MANTISSA_BITS["F32"] else ""
+        if not self.n_moved:
+            return ExactFinding(
+                "identical", f"all {self.n_equal} tensors hold equal values{rounded_to}, stored differently"
+            )
+        why = f"{self.n_moved} tensors hold the same magnitudes in another order, {self.n_equal} are equal{rounded_to}"
+        return ExactFinding("re-laid-out", why)
+
+
+def _pairs(a: CanonicalModel, b: CanonicalModel) -> Iterator[_Pair]:
+    """Every tensor of either model: layers, tables, norms and biases outside them, and tensors without a role."""
+    stored = _stored(a), _stored(b)
     for p, q in zip_longest(a.parts(), b.parts()):
-        left, right = (dict(part.raw) if part is not None else {} for part in (p, q))
+        part = p or q
+        left, right = (dict(x.raw) if x is not None else {} for x in (p, q))
         for role in sorted(left.keys() | right.keys()):
-            yield role, [left[role]] if role in left else [], [right[role]] if role in right else []
-    yield "embed", a.embedding_blocks(), b.embedding_blocks()
+            keys = (role, part.layer, part.expert), (role, part.layer, None)
+            yield _pair(stored, keys, [left[role]] if role in left else [], [right[role]] if role in right else [])
+    yield _pair(stored, (("embed", None, None),), a.embedding_blocks(), b.embedding_blocks())
     if not (a.shape.tied and b.shape.tied) and (a.shape.has_unembed or b.shape.has_unembed):
-        yield "unembed", _unembedding(a), _unembedding(b)
-    left, right = a.final_norm(), b.final_norm()
-    for role in sorted(left.keys() | right.keys()):
-        yield role, [left[role]] if role in left else [], [right[role]] if role in right else []
+        keys = ("unembed", None, None), ("embed", None, None)
+        yield _pair(stored, keys, _unembedding(a), _unembedding(b))
+    outer = _outside(a), _outside(b)
+    for role in sorted(outer[0].keys() | outer[1].keys()):
+        x, y = ([tensors[role]] if role in tensors else [] for tensors in outer)
+        yield _pair(stored, ((role, None, None),), x, y)
+    for name in sorted({*a.inventory.unknown, *b.inventory.unknown}):
+        yield _Pair(name, "unknown", None, _unknown(a, name), _unknown(b, name), max(MANTISSA_BITS.values()))
+
+
+Key = tuple[str, int | None, int | None]
+
+
+def _stored(model: CanonicalModel) -> dict[Key, tuple[str, int]]:
+    """(role, layer, expert) -> tensor name and mantissa bits; quantised types count as float32."""
+    types = {name: MANTISSA_BITS.get(t.dtype, MANTISSA_BITS["F32"]) for name, t in model.source.tensors.items()}
+    return {key: (slot.name, types[slot.name]) for key, slot in model.layout.slots()}
+
+
+def _pair(stored: tuple[dict[Key, tuple[str, int]], ...], keys: tuple[Key, ...], x: Blocks, y: Blocks) -> _Pair:
+    found = [next((tensors[k] for k in keys if k in tensors), ("", MANTISSA_BITS["F64"])) for tensors in stored]
+    role, layer, _ = keys[0]
+    return _Pair(found[0][0], role, layer, x, y, min(bits for _, bits in found))
+
+
+def _outside(model: CanonicalModel) -> dict[str, Floats]:
+    """Norms, positions and biases outside the layers, by role."""
+    single = {"pos_embed": model.position_embedding(), "unembed.b": model.unembed_bias()}
+    return {**model.final_norm(), **model.embed_norm(), **{role: x for role, x in single.items() if x is not None}}
+
+
+def _unknown(model: CanonicalModel, name: str) -> Blocks:
+    """A tensor without a role, whole; integer tables are no weights and count as absent on both sides."""
+    info = model.source.tensors.get(name)
+    return [model.source.rows(name)] if info is not None and info.dtype.startswith(("F", "BF", "Q")) else []
 
 
 def _unembedding(model: CanonicalModel) -> Blocks:
@@ -149,7 +224,7 @@ def _mix(bits: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
 def rounded(x: Floats, bits: int) -> NDArray[np.float32]:
     """`x` as float32, rounded to nearest even at the stored precision of `bits` mantissa bits (23, 10 or 7)."""
     x = x.astype(np.float32, copy=False)
-    if bits >= 23:
+    if bits >= MANTISSA_BITS["F32"]:
         return x
     if bits == 10:
         with np.errstate(over="ignore"):
@@ -157,12 +232,6 @@ def rounded(x: Floats, bits: int) -> NDArray[np.float32]:
     raw = np.ascontiguousarray(x).view(np.uint32)
     raw = (raw + np.uint32(0x7FFF) + ((raw >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return raw.view(np.float32)
-
-
-def _mantissa(model: CanonicalModel) -> int:
-    """Mantissa bits of the coarsest float type among the matrices; quantised types count as float32."""
-    tensors = model.source.tensors.values()
-    return min((MANTISSA_BITS.get(t.dtype, 23) for t in tensors if len(t.shape) > 1), default=23)
 
 
 def _informative(x: Floats) -> bool:
@@ -173,12 +242,12 @@ def _informative(x: Floats) -> bool:
     return bool(counts.size >= min(MIN_DISTINCT, sample.size // 4) and counts.max() <= MAX_SHARE * sample.size)
 
 
-def _partly(a: CanonicalModel, shared: tuple[str, ...]) -> ExactFinding:
+def _partly(a: CanonicalModel, shared: set[str]) -> ExactFinding:
     """Shared tensors count only when they are informative matrices of the layers."""
     holders = {s.name for (role, layer, _), s in a.layout.slots() if layer is not None and role in MATRIX_ROLES}
-    matrices = tuple(name for name in shared if name in holders and _informative(a.source.rows(name)))
+    matrices = tuple(name for name in sorted(shared & holders) if _informative(a.source.rows(name)))
     if not matrices:
         return ExactFinding(None, "no weight matrix is exactly equal")
     return ExactFinding(
-        "shared tensors", f"{len(matrices)} weight matrices have the same bytes in the same place", matrices
+        "shared tensors", f"{len(matrices)} weight matrices of A occur in B with equal values", matrices
     )

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from whorl import calibration
 from whorl.errors import UsageError
 from whorl.registry import method as method_of
@@ -188,10 +186,9 @@ def _place_plot(e: StoredEvidence) -> Rug | None:
     if e.place is None or value is None:
         return None
     found = next((c for c in calibration.shipped() if c.id == e.place.calibration), None)
-    if found is None or e.method not in found.scores:
+    if found is None or any(e.method not in member.methods for member in found.members):
         return None
-    table = found.scores[e.method]
-    unrelated = table[np.triu_indices(len(table), 1)].tolist()
+    unrelated = found.pairs(method_of(e.method)).tolist()
     alt = f"{short_name(e.method)}: this pair at {number(value)} among {len(unrelated)} unrelated pairs."
     return rug((("unrelated pairs", unrelated),), alt, pointer=value)
 

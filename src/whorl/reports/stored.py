@@ -55,6 +55,7 @@ class StoredPlace(_Strict):
     pairs: Annotated[int, Field(ge=1)]
     pairs_at_least_as_close: Count
     p_value: Share
+    p_related: Share | None
     percentile: Percent
 
 
@@ -89,6 +90,13 @@ class StoredExact(_Strict):
     shared: list[Text]
 
 
+class Config(_Strict):
+    """Settings that the result depends on."""
+
+    methods: list[Text]
+    alpha: Share
+
+
 class StoredComparison(_Strict):
     """`Comparison.to_dict()`."""
 
@@ -107,6 +115,7 @@ class StoredComparison(_Strict):
     skipped: list[Text]
     does_not_show: list[Text]
     environment: dict[str, Text]
+    config: Config
 
 
 class StoredTree(_Strict):

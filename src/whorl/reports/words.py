@@ -25,15 +25,15 @@ def error_rate(result: StoredComparison) -> str:
         return EXACT[result.relation]
     places = [e.place for e in result.evidence if e.place is not None]
     if result.p_value is not None and places:
-        floor = max(1 / p.lineages for p in places)
+        floor = max(1 / (p.lineages + 1) for p in places)
         return (
             f"Smallest p-value, corrected for {len(places)} methods: {p_text(result.p_value)}; 'related' needs at most "
             f"{result.alpha:g}, fixed beforehand. With {min(p.lineages for p in places)} independent lineages in the "
-            f"calibration no single p-value can be below {p_text(floor)}."
+            f"calibration no single p-value can be below {p_text(floor)}, and without known derivatives in it none decides."
         )
     return (
-        "No error rate can be stated: the package holds no calibration with unrelated models of this architecture "
-        "class, so the values below are descriptions, not evidence."
+        "No error rate can be stated: the package holds no calibration with unrelated models of this "
+        "shape, so the values below are descriptions, not evidence."
     )
 
 
@@ -43,7 +43,7 @@ def place_words(place: StoredPlace) -> str:
     share = f"{100 * k / n:.{2 if k < n else 3}g} %" if k else f"below 3/{n}, were they independent"
     return (
         f"{k} of {n} unrelated pairs are as close or closer ({share}); they are pairs of {place.lineages} lineages, "
-        f"so p = {p_text(place.p_value)}, and never below {p_text(1 / place.lineages)}."
+        f"and p = {p_text(place.p_value)}, never below {p_text(1 / (place.lineages + 1))}."
     )
 
 
@@ -74,8 +74,8 @@ def survey_summary(result: StoredSurvey) -> tuple[str, str]:
     if any(p.p_value is not None for p in result.pairs):
         rate = (
             f"Exact relations need no error rate. A pair is called related on other evidence only when its corrected "
-            f"p-value is at most {result.alpha:g}; over {len(result.pairs)} pairs about "
-            f"{result.alpha * len(result.pairs):.2g} false calls would then be expected if all were unrelated."
+            f"p-value is at most {result.alpha:g} and its value looks like that of known derivatives; a calibration "
+            "without derivatives shows where values lie and decides nothing."
         )
     else:
         rate = (

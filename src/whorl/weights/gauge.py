@@ -4,6 +4,8 @@ Literature methods look at single matrices, but the scale of a single matrix is 
 attention. Balancing fixes one representative: equal Frobenius norms of queries and keys per KV group, of values and
 outputs per KV group, of up and down per neuron. It removes scalar maps, not general invertible ones. Writers are first
 divided by the root mean square of the canonical embedding, which removes a global scale of the residual stream.
+Where a norm follows a sublayer, one factor on its whole output is free too: balanced values and outputs, up and down
+then get unit root mean square.
 
 All balancing factors follow from sums of squares per row of a reader (q, k, v, gate, up) and per column of a writer
 (o, down), after norms are folded; bias columns do not count.
@@ -68,7 +70,12 @@ def _attention(squares: Mapping[str, Doubles], shape: ModelShape, embed_rms: flo
     groups, d_head, per_group = shape.n_kv_heads, shape.d_head, shape.n_heads // shape.n_kv_heads
     q, k, v, o = (squares[t].reshape(groups, -1).sum(axis=1) for t in ("q", "k", "v", "o"))  # (G,)
     a, b = _ratio(k, q), _ratio(o / embed_rms**2, v)
-    found = {"v": np.repeat(b, d_head), "o": np.repeat(1 / (embed_rms * b), per_group * d_head)}
+    to_v, to_o = b, 1 / (embed_rms * b)
+    if shape.norm_style == "sandwich":
+        product = np.sqrt(v * o) / embed_rms  # squared norm of either side once balanced
+        to_v = to_v * _common(product, d_head * shape.d_model)
+        to_o = to_o * _common(product, per_group * d_head * shape.d_model)
+    found = {"v": np.repeat(to_v, d_head), "o": np.repeat(to_o, per_group * d_head)}
     if shape.qk_norm is None:
         return found | {"q": np.repeat(a, per_group * d_head), "k": np.repeat(1 / a, d_head)}
     # The norm on queries and keys removes their scale: unit root mean square per head is the only invariant choice.
@@ -81,9 +88,29 @@ def _unit(squares: Doubles, d_model: int) -> Doubles:
     return np.sqrt(np.divide(n, total, out=np.ones_like(total), where=total > 0))
 
 
+def _common(squares: Doubles, size: int) -> Doubles:
+    """One factor that gives balanced blocks unit root mean square together; 1 for a dead block, which has no scale.
+
+    Args:
+        squares: Sum of squares of each block, 0 where it or its partner is zero.
+        size: Weights in a block.
+    """
+    alive = squares > 0
+    factor = np.sqrt(alive.sum() * size / squares.sum()) if alive.any() else 1.0
+    return np.where(alive, factor, 1.0)
+
+
 def _mlp(squares: Mapping[str, Doubles], shape: ModelShape, embed_rms: float) -> dict[str, Doubles]:
     # Without a gate only a positively homogeneous activation lets a factor move from up to down.
     scale_is_free = "gate" in squares or shape.activation == "relu"
     c = _ratio(squares["down"] / embed_rms**2, squares["up"]) if scale_is_free else np.ones_like(squares["up"])
     found = {"up": c, "down": 1 / (embed_rms * c)}
+    if shape.norm_style == "sandwich":
+        product = (
+            np.sqrt(squares["up"] * squares["down"]) / embed_rms if scale_is_free else squares["down"] / embed_rms**2
+        )
+        common = _common(product, shape.d_model)
+        found["down"] = found["down"] * common
+        if scale_is_free:
+            found["up"] = found["up"] * common
     return found | ({"gate": np.ones_like(squares["gate"])} if "gate" in squares else {})

@@ -7,8 +7,8 @@ heads are matched inside KV groups, layers by monotone alignment with gaps, and 
 
     1 - (mean matched distance) / (median distance over layers more than one apart)
 
-so that 1 is equality and 0 means that matched layers are no closer than mismatched ones. Models of one recipe look
-closer than they should: spectra carry no directions. Calibrate against same-recipe models.
+so that 1 is equality and 0 means that matched layers are no closer than mismatched ones. Layers without a live head
+(identity blocks) take no part. Models of one recipe look closer than they should: spectra carry no directions. Calibrate against same-recipe models.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from whorl.weights.values import Observation, Values, unlike
 KEPT = 1e-3  # values below this share of the largest are rounding, not shape
 MIN_VALUES = 3
 MIN_LAYERS = 4
+EQUAL = 1e-6  # layers closer than this differ by rounding: no scale to measure a distance with
 
 
 @dataclass(frozen=True)
@@ -59,50 +60,71 @@ class HeadSpectra(WeightMethod):
             finite(values["ov"], "an OV singular value")
         if min(s.n_layers for s in shapes) < MIN_LAYERS:
             raise NotComparable(f"fewer than {MIN_LAYERS} layers: no mismatched layers to compare with")
-        distance, dropped = layer_distances(a, b, shapes)
-        mismatched = _mismatched(distance)
-        if mismatched <= 0:
+        left, right = (_live_layers(v) for v in (a, b))
+        if min(len(left.depth), len(right.depth)) < MIN_LAYERS:
+            raise NotComparable(f"degenerate: fewer than {MIN_LAYERS} layers have a live head in one of the models")
+        distance = layer_distances(left, right, shapes)
+        mismatched = _mismatched(distance, left, right)
+        if mismatched <= EQUAL:
             raise NotComparable("degenerate: all layers have the same spectra")
         path = align_layers(-distance, gap=-mismatched)
         matched = [distance[i, j] for i, j in path.pairs if i is not None and j is not None]
         if not matched:
             raise NotComparable("no layer of one model is near any layer of the other")
         value = 1.0 - float(np.mean(matched)) / mismatched
-        warnings = (f"{dropped} dead heads left out",) if dropped else ()
         why = f"{len(matched)} aligned layers; matched distance {np.mean(matched):.3g}, mismatched {mismatched:.3g}"
         variants = {"matched_distance": float(np.mean(matched)), "mismatched_distance": mismatched}
-        return Outcome(value=value, variants=variants, why=why, warnings=warnings)
+        return Outcome(value=value, variants=variants, why=why, warnings=_left_out(left, right))
 
 
-def layer_distances(a: Values, b: Values, shapes: tuple[ModelShape, ModelShape]) -> tuple[NDArray[np.float64], int]:
-    """Mean matched head distance of every layer pair, (L, L'), and the number of dead heads left out."""
-    left, right = (_shapes(v) for v in (a, b))
-    dead = sum(int((~alive).sum()) for _, alive in (left, right))
-    n, m = len(left[0]), len(right[0])
-    groups = [[h * s.n_kv_heads // s.n_heads for h in range(s.n_heads)] for s in shapes]
-    found = np.empty((n, m))
-    for i in range(n):
-        for j in range(m):
-            d = _head_distances((left[0][i], left[1][i]), (right[0][j], right[1][j]))
-            pairs = match_heads(d, *groups)
-            matched = np.array([d[h, g] for h, g in pairs])
-            usable = matched[np.isfinite(matched) & (matched < _DEAD)]
-            found[i, j] = usable.mean() if usable.size else np.inf
-    if not np.all(np.isfinite(found)):
-        raise NotComparable("degenerate: a layer has no head alive in both models")
-    return found, dead
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of one model that have a live head.
+
+    Args:
+        spectra: Logarithms (L, H, 2, r), NaN where a value is below `KEPT`.
+        alive: Which heads have enough values, (L, H); at least one in each layer.
+        depth: Index of each in the model, (L,).
+        n_layers: Layers of the model, dead ones among them.
+    """
+
+    spectra: NDArray[np.float64]
+    alive: NDArray[np.bool_]
+    depth: NDArray[np.intp]
+    n_layers: int
+
+
+def _live_layers(values: Values) -> _Layers:
+    r = min(values["qk"].shape[-1], values["ov"].shape[-1])
+    both = np.stack([values["qk"][..., :r], values["ov"][..., :r]], axis=2)
+    kept = both > KEPT * both[..., :1]
+    alive = (kept.sum(axis=-1) >= MIN_VALUES).all(axis=-1)
+    spectra = np.where(kept, np.log(np.where(kept, both, 1.0)), np.nan)
+    depth = np.flatnonzero(alive.any(axis=1))
+    return _Layers(spectra[depth], alive[depth], depth, len(alive))
+
+
+def _left_out(a: _Layers, b: _Layers) -> tuple[str, ...]:
+    layers = sum(m.n_layers - len(m.depth) for m in (a, b))
+    heads = sum(int((~m.alive).sum()) for m in (a, b))
+    return tuple(f"{n} dead {what} left out" for n, what in ((layers, "layers"), (heads, "heads")) if n)
 
 
 _DEAD = 1e6  # distance of a dead head: matched last, then left out of the mean
 
 
-def _shapes(values: Values) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Log spectra (L, H, 2, r) with NaN where a value is below `KEPT`, and which heads are alive (L, H)."""
-    r = min(values["qk"].shape[-1], values["ov"].shape[-1])
-    both = np.stack([values["qk"][..., :r], values["ov"][..., :r]], axis=2)
-    kept = both > KEPT * both[..., :1]
-    alive = (kept.sum(axis=-1) >= MIN_VALUES).all(axis=-1)
-    return np.where(kept, np.log(np.where(kept, both, 1.0)), np.nan), alive
+def layer_distances(a: _Layers, b: _Layers, shapes: tuple[ModelShape, ModelShape]) -> NDArray[np.float64]:
+    """Mean matched head distance of every pair of live layers, (L, L')."""
+    groups = [[h * s.n_kv_heads // s.n_heads for h in range(s.n_heads)] for s in shapes]
+    found = np.empty((len(a.depth), len(b.depth)))
+    for i, j in np.ndindex(found.shape):
+        d = _head_distances((a.spectra[i], a.alive[i]), (b.spectra[j], b.alive[j]))
+        matched = np.array([d[h, g] for h, g in match_heads(d, *groups)])
+        usable = matched[matched < _DEAD]
+        found[i, j] = usable.mean() if usable.size else np.inf
+    if not np.all(np.isfinite(found)):
+        raise NotComparable("degenerate: two layers have no pair of live heads that can be matched")
+    return found
 
 
 def _head_distances(
@@ -120,7 +142,8 @@ def _head_distances(
     return np.where(usable, np.sqrt(np.maximum(spread, 0.0).mean(axis=-1)), _DEAD)
 
 
-def _mismatched(distance: NDArray[np.float64]) -> float:
-    i, j = np.indices(distance.shape)
-    scaled = i * (distance.shape[1] - 1) / max(distance.shape[0] - 1, 1)  # depth of i on the other model's scale
-    return float(np.median(distance[np.abs(scaled - j) > 1]))
+def _mismatched(distance: NDArray[np.float64], a: _Layers, b: _Layers) -> float:
+    """Median distance of layers more than one apart, in layers of the deeper model."""
+    deepest = max(a.n_layers, b.n_layers) - 1
+    i, j = (m.depth * (deepest / (m.n_layers - 1)) for m in (a, b))
+    return float(np.median(distance[np.abs(i[:, None] - j[None, :]) > 1 + 1e-9]))  # 1e-9: i and j are rounded

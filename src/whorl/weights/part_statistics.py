@@ -74,13 +74,12 @@ class PartStatistics:
 
     @cached_property
     def invariant_scale(self) -> dict[str, float]:
-        """Mean of ln norms that no rescaling moves: `qk`, `ov` (over heads) or `gate` (over neurons)."""
-        c = self.canonical
-        if isinstance(c, Attention):
-            return {"qk": _mean_log(qk_norms(c.q, c.k)), "ov": _mean_log(ov_norms(c.o, c.v))}
-        if c.gate is None:
-            return {}
-        return {"gate": _mean_log(np.sqrt(np.einsum("ij,ij->i", c.gate, c.gate, dtype=np.float64)))}
+        """Mean of ln norms that no rescaling moves: `qk`, `ov` (over heads) or `gate` (over neurons).
+
+        Dead heads and neurons are passed over; a key is left out where none is alive.
+        """
+        norms = {key: found[found > 0] for key, found in _invariant_norms(self.canonical).items()}
+        return {key: float(np.log(alive).mean()) for key, alive in norms.items() if alive.size}
 
 
 def _top(matrices: dict[str, Floats], map_: Map) -> dict[str, NDArray[np.float64]]:
@@ -98,6 +97,7 @@ def _top_of(w: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return top.values, top.bounds.max(keepdims=True)
 
 
-def _mean_log(norms: NDArray[np.float64]) -> float:
-    alive = norms[norms > 0]
-    return float(np.log(alive).mean()) if alive.size else float("nan")
+def _invariant_norms(c: Attention | Mlp) -> dict[str, NDArray[np.float64]]:
+    if isinstance(c, Attention):
+        return {"qk": qk_norms(c.q, c.k), "ov": ov_norms(c.o, c.v)}
+    return {} if c.gate is None else {"gate": np.sqrt(np.einsum("ij,ij->i", c.gate, c.gate, dtype=np.float64))}
