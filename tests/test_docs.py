@@ -75,7 +75,7 @@ def command_reference():
         line = [sys.executable, "-c", "from whorl.cli.main import run; run()", *command.split(), "--help"]
         text = subprocess.run(line, env=env, check=True, capture_output=True, text=True).stdout
         lines = [part.rstrip() for part in text.replace("Usage: -c", "Usage: whorl").strip().splitlines()]
-        pieces.append(f"## {' '.join(['whorl', command]).strip()}\n\n```text\n" + "\n".join(lines) + "\n```\n")
+        pieces.append(f"## {f'whorl {command}'.strip()}\n\n```text\n" + "\n".join(lines) + "\n```\n")
     return "\n".join(pieces)
 
 

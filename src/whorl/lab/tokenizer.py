@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 N_VOCAB = 512
 END = "<|endoftext|>"
 END_ID = 0
+END_TOKENS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>")  # ours, then other families'
 
 
 def train_tokenizer(pieces: Sequence[str], n_vocab: int = N_VOCAB) -> Any:
@@ -62,7 +63,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def encode(tokenizer: Any, pieces: Iterable[str]) -> NDArray[np.int64]:
-    """All pieces as one row of token ids, shape (n,), with the end token after each piece."""
-    end_id = tokenizer.token_to_id(END)
-    rows = [[*encoding.ids, end_id] for encoding in tokenizer.encode_batch(list(pieces))]
+    """All pieces as one row of token ids, shape (n,), with the end token, where there is one, after each piece."""
+    known = (tokenizer.token_to_id(token) for token in END_TOKENS)
+    end = [next((i for i in known if i is not None), None)]
+    rows = [[*encoding.ids, *(i for i in end if i is not None)] for encoding in tokenizer.encode_batch(list(pieces))]
     return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])

@@ -9,6 +9,7 @@ from whorl.lab.weight_vectors import FULL_RATES, LORA_RANKS, LORA_RATES, SEEDS, 
 
 Row = Mapping[str, Any]
 
+ALPHA = 0.05
 GRID_LABELS = (
     "V_std cosine",
     "V_std Pearson",
@@ -55,7 +56,8 @@ take {STEPS} steps. **The models are tiny**: width 64 leaves at most 32 singular
 follow from these.
 
 All values are similarities; 1 is equality. In brackets: percentile within C1, the share of unrelated same-recipe pairs
-that are *less* alike. A method that recognises a fine-tune shows 100. Seven lineages are seven independent units: the
+that are *less* alike. To recognise a fine-tune 100 is necessary, not sufficient: strangers outside C1 may show it too (see
+"Telling models apart"). Seven lineages are seven independent units: the
 smallest possible rank p-value is 1/7, so no threshold at 1 % can be drawn from these and none is."""
 
 
@@ -144,36 +146,63 @@ unrelated pair of C1 is alike (0.5 = no information).
 def _claims(data: Mapping[str, Any]) -> str:
     return f"""## The paper's two claims
 
-**"The standard-deviation vector follows the data set."** {_data_verdict(data["claims"]["data"])}
+**"The standard-deviation vector follows the data set."** {_data_verdict(data)}
 
 **"The clustering vector is unaffected by LoRA."** {_lora_verdict(data["claims"]["lora"])}
 
 **Telling models apart.** {_separation(data)}"""
 
 
-def _data_verdict(claim: Mapping[str, Any]) -> str:
-    sentences = []
-    for control, name in (("C5", "LoRA"), ("C6", "full fine-tuning")):
-        c = claim[control]
-        holds = "holds" if c["p_value"] <= 0.05 else "is not shown"
-        sentences.append(
-            f"For {name} the claim {holds} here: changes of ln sigma point the same way with mean cosine "
-            f"{c['same_text']:.3f} on the same text under other settings and {c['other_text']:.3f} on other texts "
-            f"(difference {c['difference']:.3f}; exact p = {c['p_value']:.3g} over exchanges of the text label in "
-            f"{c['settings']} settings; the smallest possible is {2.0 ** (1 - c['settings']):.3g}). The changes themselves "
-            f"are between {c['size_of_change'][0]:.1e} and {c['size_of_change'][1]:.1e} long (L2 norm of the change of seven "
-            "logarithms)."
-        )
+def _data_verdict(data: Mapping[str, Any]) -> str:
+    claim = data["claims"]["data"]
+    sentences = [_data_sentence(claim[c], name) for c, name in (("C5", "LoRA"), ("C6", "full fine-tuning"))]
     return " ".join(sentences) + (
+        f" A setting is one learning rate (and rank), run on both texts. {_shared(data)}"
         " Two texts and one base model: that the vector follows these two texts is not yet that it identifies a data set."
     )
+
+
+def _shared(data: Mapping[str, Any]) -> str:
+    """What trainings on one text have in common, from the seeds they were made with."""
+    for control in ("C5", "C6"):
+        facts = [r["facts"] for r in data["cells"] if r["control"] == control]
+        settings = {(f.get("rank"), f["rate"]) for f in facts}
+        if len({(f.get("seed"), f.get("rank"), f["rate"]) for f in facts}) != len(settings):
+            return "The texts of one setting differ in data order, so labels cannot be exchanged cleanly."
+        if len({f.get("seed") for f in facts}) != len(settings):
+            return "Settings share their data order, so that cells of one text share more than the text."
+    return (
+        "Each setting has its own data order and adapter start, so that cells of one text share nothing else but the text "
+        "(and the base)."
+    )
+
+
+def _data_sentence(c: Mapping[str, Any], name: str) -> str:
+    if c["p_value"] is None:
+        return f"For {name} the claim is not comparable: {c['reason']}."
+    smallest = 2.0 ** (1 - c["settings"])
+    return (
+        f"For {name} the claim {_decision(c, smallest)}: changes of ln sigma point the same way with mean cosine "
+        f"{c['same_text']:.3f} on the same text under other settings and {c['other_text']:.3f} on other texts "
+        f"(difference {c['difference']:.3f}; exact p = {c['p_value']:.3g} over exchanges of the text label in "
+        f"{c['settings']} settings; the smallest possible is {smallest:.3g}). The changes themselves "
+        f"are between {c['size_of_change'][0]:.1e} and {c['size_of_change'][1]:.1e} long (L2 norm of the change of seven "
+        "logarithms)."
+    )
+
+
+def _decision(c: Mapping[str, Any], smallest: float) -> str:
+    if smallest > ALPHA:
+        place = "the most extreme" if c["p_value"] <= smallest else "not the most extreme"
+        return f"cannot be decided with {c['settings']} settings (the observed labelling is {place})"
+    return "holds here" if c["p_value"] <= ALPHA else "is not shown here"
 
 
 def _lora_verdict(claim: Mapping[str, Any]) -> str:
     lora, full = claim["C5 CV r=16"], claim["C6 CV r=16"]
     return (
         f"At rank 16, {lora['exactly_one']} of {lora['cells']} LoRA cells keep the clustering vector exactly (lowest "
-        f"{lora['lowest']:.3f}), but {lora['trivial']} of them are trivial by Weyl's inequality; of the "
+        f"{lora['lowest']:.3f}). {lora['trivial']} of all {lora['cells']} are trivial by Weyl's inequality; of the "
         f"{lora['cells'] - lora['trivial']} others {lora['not_trivial_exactly_one']} keep it. Full fine-tuning: "
         f"{full['exactly_one']} of {full['cells']} keep it (lowest {full['lowest']:.3f}). The vector says little about "
         f"kinship even where it stays: unrelated seeds reach {lora['unrelated_highest']:.3f} (median "
@@ -190,8 +219,19 @@ def _separation(data: Mapping[str, Any]) -> str:
         found.append(f"{label} {above} of {len(rows)}")
     return (
         "Fine-tunings of C5 and C6 that are more like their base than every unrelated pair: " + "; ".join(found) + ". "
+        f"{_strangers(data)} "
         "Controls that keep the function (C4) or keep all matrices (C3) must be read beside this: see their table."
     )
+
+
+def _strangers(data: Mapping[str, Any]) -> str:
+    """Which unrelated cells a reading places above all unrelated pairs of C1, as it does its fine-tunings."""
+    cells = [r for r in data["cells"] if r["control"] in {"C2", "C7"}]
+    names = {label: [_name(r) for r in cells if r["percentile"][label] == 100.0] for label in data["null"]}
+    found = [f"{label} ({', '.join(above)})" for label, above in names.items() if above]
+    if not found:
+        return "No stranger (C2, C7) shows 100 in any reading."
+    return f"Strangers that show 100 as well: {'; '.join(found)}."
 
 
 def _name(row: Row) -> str:
@@ -200,7 +240,9 @@ def _name(row: Row) -> str:
 
 def _with_percentile(row: Row, label: str) -> str:
     value, place = row["values"][label], row["percentile"][label]
-    return "not comparable" if value is None else f"{_figure(label, value)} ({place:.0f})"
+    if value is None:
+        return "not comparable"
+    return f"{_figure(label, value)} ({'–' if place is None else format(place, '.0f')})"
 
 
 def _figure(label: str, value: float) -> str:

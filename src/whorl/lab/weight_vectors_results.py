@@ -183,6 +183,17 @@ def data_claim(prints: Mapping[str, Fingerprint], plan: Sequence[Cell]) -> dict[
 
 
 def _exchange_test(pairs: Sequence[tuple[NDArray[np.float64], ...]]) -> dict[str, Any]:
+    """The exact exchange test of `data_claim`; a change of length 0 has no direction: `p_value` None and a `reason`."""
+    sizes = [[float(np.linalg.norm(v)) for v in pair] for pair in pairs]
+    facts = {
+        "settings": len(pairs),
+        "p_kind": "exact",
+        "size_of_change": [min(map(min, sizes)), max(map(max, sizes))],
+    }
+    still = sum(size == 0 for pair in sizes for size in pair)
+    if still:
+        reason = f"{still} of {sum(map(len, sizes))} changes have length 0 and so no direction"
+        return facts | dict.fromkeys(("same_text", "other_text", "difference", "p_value")) | {"reason": reason}
     units = np.array([[v / np.linalg.norm(v) for v in pair] for pair in pairs])  # (n settings, 2 texts, 7)
     cosines = np.einsum("iax,jbx->ijab", units, units)
     other = ~np.eye(len(pairs), dtype=bool)
@@ -195,15 +206,11 @@ def _exchange_test(pairs: Sequence[tuple[NDArray[np.float64], ...]]) -> dict[str
         sign = np.array((1, *flips))
         draws.append(float(((same_cell - cross_cell) * sign[index[:, 0]] * sign[index[:, 1]]).mean()))
     p = float(np.mean([d >= observed - 1e-12 for d in draws]))
-    sizes = [[float(np.linalg.norm(v)) for v in pair] for pair in pairs]
-    return {
-        "settings": len(pairs),
+    return facts | {
         "same_text": float(same_cell.mean()),
         "other_text": float(cross_cell.mean()),
         "difference": observed,
         "p_value": p,
-        "p_kind": "exact",
-        "size_of_change": [min(map(min, sizes)), max(map(max, sizes))],
     }
 
 
@@ -220,7 +227,7 @@ def lora_claim(rows: Sequence[Mapping[str, Any]], null: Mapping[str, list[Any]])
                 "lowest": min(v for v in values if v is not None),
                 "trivial": sum(r["weyl"] < 0.01 for r in mine),
                 "not_trivial_exactly_one": sum(
-                    r["weyl"] >= 0.01 and v >= 1 - 1e-9 for r, v in zip(mine, values, strict=True)
+                    r["weyl"] >= 0.01 and v is not None and v >= 1 - 1e-9 for r, v in zip(mine, values, strict=True)
                 ),
                 "above_all_unrelated": sum(p == 100.0 for r in mine for p in [r["percentile"][label]]),
                 "unrelated_highest": max(v for v in null[label] if v is not None),

@@ -8,7 +8,8 @@ heads are matched inside KV groups, layers by monotone alignment with gaps, and 
     1 - (mean matched distance) / (median distance over layers more than one apart)
 
 so that 1 is equality and 0 means that matched layers are no closer than mismatched ones. Layers without a live head
-(identity blocks) take no part. Models of one recipe look closer than they should: spectra carry no directions. Calibrate against same-recipe models.
+(identity blocks) take no part. Models of one recipe look closer than they should: spectra carry no directions. Calibrate
+against same-recipe models.
 """
 
 from collections.abc import Sequence
