@@ -298,3 +298,27 @@ def test_a_part_can_be_made_by_hand():
     raw = {"up": rng.random((24, 16)), "gate": rng.random((24, 16)), "down": rng.random((16, 24))}
     sub = canonical(Part(shape, 0, "mlp", None, raw))
     np.testing.assert_array_equal(sub.up, raw["up"])
+
+
+def test_digests_are_of_the_stored_bytes_also_of_large_tensors(tmp_path):
+    """Blocks wait for a hashing thread while the next ones are read: none may be overwritten before its turn."""
+    import hashlib
+
+    import llama_folder
+    from whorl._readers.folder import open_local
+    from whorl.testing import encode_safetensors, write_model_folder
+
+    sizes = {"hidden_size": 256, "intermediate_size": 2048, "vocab_size": 4096, "head_dim": 64, "num_hidden_layers": 2}
+    tensors = llama_folder.tensors(0, **sizes)
+    source = open_local(write_model_folder(tmp_path / "m", tensors, llama_folder.config(**sizes)))
+    for _ in range(3):
+        digests = {}
+        model = CanonicalModel(source)
+        list(model.parts(digests))
+        list(model.embedding_blocks(100, digests))
+        model.read_rest(digests)
+        assert set(digests) == set(tensors)
+        for name, array in tensors.items():
+            stored = encode_safetensors({name: array})[-array.nbytes :]
+            assert digests[name] == hashlib.sha256(stored).hexdigest()
+    source.close()

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from whorl._readers import limits
+from whorl._readers.buffers import Buffers
 from whorl._readers.config import custom_code_notes
 from whorl._readers.local_files import LocalFolder
 from whorl._readers.safetensors_file import SafetensorsFile
@@ -172,7 +173,8 @@ def _whole_folder(folder: LocalFolder) -> tuple[dict[str, SafetensorsFile], dict
 
 def _sharded(folder: LocalFolder, *, tied: bool) -> tuple[dict[str, SafetensorsFile], list[str]]:
     index = parse_index(folder.file(INDEX_NAME, "index").read_all(limits.MAX_JSON))
-    shards = {name: SafetensorsFile(folder.file(name, "shard")) for name in index.shards}
+    buffers = Buffers()
+    shards = {name: SafetensorsFile(folder.file(name, "shard"), buffers=buffers) for name in index.shards}
     joined = join_shards(index, shards, _HEADS if tied else ())
     if WEIGHTS_NAME in folder and WEIGHTS_NAME not in shards:
         refuse_second_model(SafetensorsFile(folder.file(WEIGHTS_NAME, "file")), joined)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whorl._readers import limits
+from whorl._readers.buffers import Buffers
 from whorl._readers.float_codecs import FLOAT_CODECS, INTEGER_TYPES, FloatCodec, copy_values
 from whorl._readers.local_files import LocalFile, read_exactly
 from whorl._readers.safetensors_header import Header, read_header
@@ -30,16 +31,23 @@ class SafetensorsFile:
     Args:
         file: A path, or a file that was already looked at.
         config: What `config` returns; a safetensors file has none of its own.
+        buffers: Memory for decoded arrays; shards of one model share theirs.
 
     Raises:
         InputRefused: the header breaks a rule, or the path is no regular file.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | LocalFile, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        file: str | os.PathLike[str] | LocalFile,
+        config: Mapping[str, Any] | None = None,
+        buffers: Buffers | None = None,
+    ) -> None:
         if not isinstance(file, LocalFile):
             file = LocalFile.at(file, Subject("file", os.fspath(file)))
         self._file = file
         self._config = config or {}
+        self._buffers = buffers or Buffers()
         self._closed = False
         with file.open() as stream:
             self._header = read_header(stream, file.subject.name, file.subject.what)
@@ -133,7 +141,7 @@ class SafetensorsFile:
         if n_decoded > limits.MAX_DECODED:
             found = f"{size_text(n_decoded)} asked of tensor '{safe_name(info.name, 80)}' at once"
             raise self._file.subject.unsupported(found, f"at most {size_text(limits.MAX_DECODED)}", "Read row blocks.")
-        out = np.empty(shape, codec.decoded)
+        out = self._buffers.empty(shape, codec.decoded)
         begin = self._header.spans[info.name][0] + first * codec.stored.itemsize
         self._fill(out.reshape(-1), begin, codec, digest)
         return out

@@ -1,6 +1,7 @@
 """`CanonicalModel`: a tensor source read by role, one sublayer in memory at a time, each tensor once per pass."""
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
@@ -18,6 +19,7 @@ Digests = dict[str, str]
 """Tensor name -> SHA-256 of its stored bytes, in hexadecimal."""
 
 _ROWS_AT_ONCE = 8192
+_BLOCKS_WAITING = 64  # of 256 KiB each, as sources read them
 _VALUE_TYPES = ("F", "BF", "Q", "BOOL")  # floats, GGUF block types, masks; integer tables are not weights
 
 
@@ -135,7 +137,6 @@ class CanonicalModel:
         for start in range(0, shape[0] if shape else 1, _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, shape[0]) if shape else None
             values = self.source.rows(name, start, stop, digest=hasher.of(name))
-            hasher.wait()
             n_bad += 0 if check else count_nonfinite(values)
             if check:
                 _finite(values, name)
@@ -169,7 +170,6 @@ class CanonicalModel:
             for start in range(0, stored.shape[0], n_rows):
                 stop = min(start + n_rows, stored.shape[0])
                 rows = self.source.rows(stored.name, start, stop, digest=hasher.of(stored.name))
-                hasher.wait()
                 yield _finite(rows, stored.name)
 
     def _read_plans(self, plans: Sequence[PartPlan], digests: Digests | None) -> Iterator[Part]:
@@ -181,7 +181,6 @@ class CanonicalModel:
                 raw: dict[str, Floats] = {}
                 for stored in plan.stored:
                     raw.update(self._read(stored, hasher, vectors))
-                hasher.wait()  # keeps at most one sublayer of stored bytes alive
                 yield Part(self.shape, plan.layer, plan.kind, plan.expert, raw)
 
     def _read(self, stored: Stored, hasher: "_Hasher", vectors: dict[str, Floats] | None = None) -> dict[str, Floats]:
@@ -189,15 +188,14 @@ class CanonicalModel:
             return stored.unpack(vectors[stored.name])
         start, stop = (0, None) if stored.row is None else (stored.row, stored.row + 1)
         array = _finite(self.source.rows(stored.name, start, stop, digest=hasher.of(stored.name)), stored.name)
-        array.flags.writeable = False  # stored bytes may still be hashed, and roles are views of one array
+        array.flags.writeable = False  # roles are views of one array
         if vectors is not None and array.ndim == 1:
             vectors[stored.name] = array
         return stored.unpack(array)
 
 
 def _finite(array: Floats, name: str) -> Floats:
-    if not np.isfinite(array).all():
-        n_bad = int(np.count_nonzero(~np.isfinite(array)))
+    if n_bad := count_nonfinite(array):
         raise MalformedFile(
             "tensor",
             name,
@@ -214,7 +212,7 @@ class _Hasher:
     def __init__(self, digests: Digests | None) -> None:
         self._digests = digests
         self._hashes: dict[str, Any] = {}
-        self._pending: list[Future[None]] = []
+        self._pending: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1, "whorl-digest") if digests is not None else None
 
     def of(self, name: str) -> "_Feed | None":
@@ -224,13 +222,16 @@ class _Hasher:
         return _Feed(self, self._hashes.setdefault(name, hashlib.sha256()))
 
     def submit(self, hashing: Any, data: Any) -> None:
-        if self._pool is not None:
-            self._pending.append(self._pool.submit(hashing.update, data))
+        if self._pool is None:
+            return
+        # Copied, because a source may read the next block into the same memory while this one waits.
+        self._pending.append(self._pool.submit(hashing.update, bytes(data)))
+        if len(self._pending) > _BLOCKS_WAITING:
+            self._pending.popleft().result()
 
     def wait(self) -> None:
-        for future in self._pending:
-            future.result()
-        self._pending.clear()
+        while self._pending:
+            self._pending.popleft().result()
 
     def __enter__(self) -> Self:
         return self
