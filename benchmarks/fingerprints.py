@@ -112,6 +112,9 @@ def run_idle():
 
 def child(role, folder):
     """Run one role in a process of its own: wall seconds without the start of the interpreter, peak memory."""
+    import scipy.linalg  # noqa: F401 - imports are not part of what is timed
+    import sklearn.cluster  # noqa: F401
+
     import whorl.fingerprints
     import whorl.registry
 

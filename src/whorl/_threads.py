@@ -8,9 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
-
-T = TypeVar("T")
+from typing import Any
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Has the signature of the built-in `map`; results come in order."""
@@ -43,13 +41,3 @@ def cores() -> Iterator[Map]:
 
     with threadpool_limits(limits=1), ThreadPoolExecutor(n_cores(), "whorl") as pool:
         yield pool.map
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before is being used."""
-    with ThreadPoolExecutor(1, "whorl-read") as reader:
-        end = object()
-        waiting = reader.submit(next, items, end)
-        while (item := waiting.result()) is not end:
-            waiting = reader.submit(next, items, end)
-            yield cast(T, item)

@@ -21,7 +21,7 @@ from whorl import __version__
 from whorl._atomic import write_text
 from whorl._readers.limits import FINGERPRINT_SCHEMA
 from whorl._readers.open import OpenedModel, open_model
-from whorl._threads import ahead, cores
+from whorl._threads import cores
 from whorl.canonical.embedding import embedding_rms
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import ModelShape
@@ -269,11 +269,11 @@ def observe(
     embed_rms: float,
     progress: Progress = silent,
 ) -> Iterator[tuple[WeightMethod, list[Observation]]]:
-    """Show every sublayer to every method, in one pass; the next sublayer is read while one is worked on."""
+    """Show every sublayer to every method, in one pass."""
     seen: list[list[Observation]] = [[] for _ in methods]
     total = len(model.layout.parts)
     with cores() as map_:
-        for done, part in enumerate(ahead(model.parts(digests))):
+        for done, part in enumerate(model.parts(digests)):
             progress(model.label, done, total)
             statistics = PartStatistics(part, embed_rms, map_)
             for method, kept in zip(methods, seen, strict=True):

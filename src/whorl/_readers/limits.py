@@ -42,7 +42,7 @@ MAX_EXPERTS = 100_000
 MAX_CONFIG_TEXT_CHARACTERS = 10_000
 
 # reading
-READ_BLOCK = 256 * 1024  # stays in the second-level cache between the read and the conversion
+READ_BLOCK = 1024 * 1024  # stays in the cache between the read and the conversion
 MAX_DECODED = 64 * 1024**3  # one call to `rows`; larger tensors are read in row blocks
 
 # Fingerprint files.

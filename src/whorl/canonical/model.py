@@ -19,7 +19,7 @@ Digests = dict[str, str]
 """Tensor name -> SHA-256 of its stored bytes, in hexadecimal."""
 
 _ROWS_AT_ONCE = 8192
-_BLOCKS_WAITING = 64  # of 256 KiB each, as sources read them
+_BLOCKS_WAITING = 32  # of 1 MiB each, as sources read them
 _VALUE_TYPES = ("F", "BF", "Q", "BOOL")  # floats, GGUF block types, masks; integer tables are not weights
 
 

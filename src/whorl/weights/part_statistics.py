@@ -23,7 +23,7 @@ class PartStatistics:
     Args:
         part: The sublayer as read.
         embed_rms: Root mean square of the model's canonical embedding, its unit of residual size.
-        map_: How independent matrices are worked through: the built-in `map`, or a parallel one.
+        map_: How singular values of independent matrices are found: the built-in `map`, or a parallel one.
     """
 
     def __init__(self, part: Part, embed_rms: float = 1.0, map_: Map = map) -> None:
@@ -49,7 +49,7 @@ class PartStatistics:
     @cached_property
     def moments(self) -> dict[str, NDArray[np.float64]]:
         """`raw.<type>` and `gauge.<type>`: (n, sum, sum of squares)."""
-        return part_moments(self.part, self.embed_rms, self._map)
+        return part_moments(self.part, self.embed_rms)
 
     @cached_property
     def top_raw(self) -> dict[str, NDArray[np.float64]]:
