@@ -1,0 +1,7 @@
+"""Settings of the whole suite."""
+
+from hypothesis import HealthCheck, settings
+
+# In a fresh clone Hypothesis builds its character tables during the first example, on a slow machine for seconds.
+settings.register_profile("whorl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whorl")
