@@ -222,6 +222,7 @@ class _Hasher:
         return _Feed(self, self._hashes.setdefault(name, hashlib.sha256()))
 
     def submit(self, hashing: Any, data: Any) -> None:
+        """Queue one block; waits for the oldest when many are queued."""
         if self._pool is None:
             return
         # Copied, because a source may read the next block into the same memory while this one waits.

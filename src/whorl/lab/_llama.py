@@ -182,6 +182,7 @@ def tensors_of(model: Any) -> dict[str, NDArray[np.float32]]:
 
 
 def round_in_place(model: Any, dtype: str) -> None:
+    """Round all parameters to a stored type ("F16" or "BF16"); they stay float32."""
     import torch
 
     kind = {"F16": torch.float16, "BF16": torch.bfloat16}[dtype]

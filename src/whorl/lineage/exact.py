@@ -105,6 +105,7 @@ class _Tally:
         return layer != 0 and self.n_different > 0 and not self.shared and not self.n_informative
 
     def add(self, pair: _Pair, match: _Match | None) -> None:
+        """Count one tensor; None is a difference."""
         if match is None:
             self.n_different += 1
             return
@@ -117,6 +118,7 @@ class _Tally:
                 self.shared.add(pair.name)
 
     def finding(self, a: CanonicalModel) -> ExactFinding:
+        """What all tensors together say."""
         if self.n_different:
             return _partly(a, self.shared)
         if not self.n_informative:

@@ -201,6 +201,7 @@ class _Scale:
         return min(1.0, max(0.0, (self.sign * value - self.low) / (self.high - self.low)))
 
     def legend(self) -> tuple[Tick, ...]:
+        """Positions and labels below the colour bar."""
         if self.high <= self.low:
             return (Tick(LEGEND_WIDTH, number(self.sign * self.high, self.digits)),)
         ends = (self.low, (self.low + self.high) / 2, self.high)
