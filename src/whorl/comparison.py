@@ -27,7 +27,7 @@ from whorl.errors import NotComparable, UsageError
 from whorl.fingerprints import Fingerprint, say, scan
 from whorl.lineage.exact import ExactFinding, same_bytes, same_values
 from whorl.progress import Progress, silent
-from whorl.registry import resolve
+from whorl.registry import weight_methods
 from whorl.weights.method import WeightMethod
 
 SCHEMA = 1
@@ -204,7 +204,7 @@ def compare(
         InputRefused: a file that must not or cannot be read.
     """
     check_alpha(alpha)
-    chosen = common_methods((a, b)) if methods is None else resolve(methods)
+    chosen = common_methods((a, b)) if methods is None else weight_methods(methods)
     with contextlib.ExitStack() as stack:
         sides = [
             open_side(ref, chosen, adapter, offline, progress, stack)
@@ -264,11 +264,11 @@ def common_methods(refs: Sequence[str | Fingerprint]) -> tuple[WeightMethod, ...
     stored = [Fingerprint.load(r) if isinstance(r, str) and r.endswith(".json") else r for r in refs]
     held = [set(f.methods) for f in stored if isinstance(f, Fingerprint)]
     if not held:
-        return resolve(None)
+        return weight_methods(None)
     common = set.intersection(*held)
     if not common:
         raise UsageError("The stored fingerprints have no method in common: make one of them again from the model.")
-    return resolve(sorted(common))
+    return weight_methods(sorted(common))
 
 
 def exact_finding(a: Side, b: Side) -> tuple[ExactFinding, tuple[str, ...]]:

@@ -26,8 +26,9 @@ from whorl.canonical.embedding import embedding_rms
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import ModelShape
 from whorl.errors import MalformedFile
+from whorl.method import Method
 from whorl.progress import Progress, silent
-from whorl.registry import resolve
+from whorl.registry import weight_methods
 from whorl.weights.method import WeightMethod
 from whorl.weights.part_statistics import PartStatistics
 from whorl.weights.values import Observation, Values
@@ -169,7 +170,7 @@ def _encode(values: Values) -> dict[str, Any]:
 
 def fingerprint(
     ref: str,
-    methods: Iterable[str | WeightMethod] | None = None,
+    methods: Iterable[str | Method] | None = None,
     *,
     adapter: str | None = None,
     revision: str | None = None,
@@ -194,13 +195,13 @@ def fingerprint(
         InputRefused: a file that must not or cannot be read; nothing is kept of it.
         RemoteError: the Hub could not be reached.
     """
-    chosen = resolve(methods)
+    chosen = weight_methods(methods)
     said = partial(say, progress)
     with open_model(ref, adapter=adapter, revision=revision, offline=offline, progress=said) as opened:
         return scan(opened, chosen, progress)
 
 
-def kept(path: Path, ref: str, methods: Iterable[str | WeightMethod] | None = None, *, offline: bool = False) -> bool:
+def kept(path: Path, ref: str, methods: Iterable[str | Method] | None = None, *, offline: bool = False) -> bool:
     """Whether a saved fingerprint still stands for a model, so that an interrupted run need not make it again.
 
     It does when it holds the methods asked for, the model's headers list the same tensors, and nothing of the model is
@@ -212,7 +213,7 @@ def kept(path: Path, ref: str, methods: Iterable[str | WeightMethod] | None = No
     if not path.is_file():
         return False
     saved = Fingerprint.load(path)
-    if not {m.canonical_name for m in resolve(methods)} <= set(saved.methods):
+    if not {m.canonical_name for m in weight_methods(methods)} <= set(saved.methods):
         return False
     with open_model(ref, offline=offline) as opened:
         known = {(t.name, t.dtype, t.shape) for t in saved.tensors}

@@ -12,7 +12,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from whorl.errors import UsageError
-from whorl.weights.method import WeightMethod, split_canonical
+from whorl.method import Method, split_canonical
+from whorl.pairs.method import PairMethod
+from whorl.weights.method import WeightMethod
 
 GROUP = "whorl.methods"
 
@@ -33,7 +35,7 @@ def method_names() -> tuple[str, ...]:
     return (*_BUILT_IN, *sorted(set(_plugins()) - set(_BUILT_IN)))
 
 
-def _load(name: str) -> type[WeightMethod]:
+def _load(name: str) -> type[Method]:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         found = getattr(import_module(module), attribute)
@@ -43,12 +45,12 @@ def _load(name: str) -> type[WeightMethod]:
         near = difflib.get_close_matches(name, method_names(), n=1)
         hint = f" Did you mean '{near[0]}'?" if near else f" Known methods: {', '.join(method_names())}."
         raise UsageError(f"Unknown method '{name[:80]}'.{hint}")
-    if not (isinstance(found, type) and issubclass(found, WeightMethod) and found.name == name):
-        raise UsageError(f"Plugin '{name}' is not a WeightMethod of that name; ask its author.")
+    if not (isinstance(found, type) and issubclass(found, WeightMethod | PairMethod) and found.name == name):
+        raise UsageError(f"Plugin '{name}' is not a WeightMethod or PairMethod of that name; ask its author.")
     return found
 
 
-def method(text: str) -> WeightMethod:
+def method(text: str) -> Method:
     """The method of a short name (`std-vector`) or a canonical one (`clustering-vector@1(k=5)`).
 
     Raises:
@@ -61,11 +63,32 @@ def method(text: str) -> WeightMethod:
     return kind.from_parameters(parameters)
 
 
-def resolve(methods: Iterable[str | WeightMethod] | None) -> tuple[WeightMethod, ...]:
-    """Methods from names, instances or None (all, with defaults), without doubles, in the order given."""
+def resolve(methods: Iterable[str | Method] | None) -> tuple[Method, ...]:
+    """Methods from names, instances or None (all, with defaults), without doubles, in the order given.
+
+    Raises:
+        UsageError: an unknown name, or none at all.
+    """
     chosen = method_names() if methods is None else methods
-    found = [m if isinstance(m, WeightMethod) else method(m) for m in chosen]
+    found = [m if isinstance(m, Method) else method(m) for m in chosen]
     unique = {m.canonical_name: m for m in found}
     if not unique:
         raise UsageError(f"No method chosen. Known methods: {', '.join(method_names())}.")
     return tuple(unique.values())
+
+
+def weight_methods(methods: Iterable[str | Method] | None) -> tuple[WeightMethod, ...]:
+    """Those of `methods` (None: of all) that fingerprint one model; see `resolve`.
+
+    Raises:
+        UsageError: an unknown name, or none that fingerprints.
+    """
+    found = tuple(m for m in resolve(methods) if isinstance(m, WeightMethod))
+    if not found:
+        raise UsageError("The methods asked for compare pairs of models; name one that fingerprints a single model.")
+    return found
+
+
+def pair_methods(methods: Iterable[str | Method] | None) -> tuple[PairMethod, ...]:
+    """Those of `methods` (None: of all) that need the weights of both models; see `resolve`."""
+    return tuple(m for m in resolve(methods) if isinstance(m, PairMethod))

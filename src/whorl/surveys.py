@@ -35,7 +35,7 @@ from whorl.errors import InputRefused, NotComparable, RemoteError, UsageError, W
 from whorl.fingerprints import Fingerprint
 from whorl.progress import Progress, silent
 from whorl.registry import method as method_of
-from whorl.registry import resolve
+from whorl.registry import weight_methods
 from whorl.weights.method import WeightMethod
 
 SCHEMA = 1
@@ -207,7 +207,7 @@ def survey(
         raise UsageError("A survey needs at least two models.")
     bases = {name: ref[0] if isinstance(ref, tuple) else ref for name, ref in named.items()}
     adapters = {name: ref[1] for name, ref in named.items() if isinstance(ref, tuple)}
-    chosen = common_methods(tuple(bases.values())) if methods is None else resolve(methods)
+    chosen = common_methods(tuple(bases.values())) if methods is None else weight_methods(methods)
     with contextlib.ExitStack() as stack:
         sides: dict[str, Side] = {}
         skipped = []

@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ def train_tokenizer(pieces: Sequence[str], n_vocab: int = N_VOCAB) -> Any:
         pieces: Training text; the same pieces give the same tokenizer.
         n_vocab: Entries, at least 257: one special entry, 256 bytes, the rest merges.
     """
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(_trained(tuple(pieces), n_vocab))
+
+
+@lru_cache(maxsize=8)
+def _trained(pieces: tuple[str, ...], n_vocab: int) -> str:
+    """The tokenizer as JSON: hundreds of models of one study share their text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -36,7 +45,7 @@ def train_tokenizer(pieces: Sequence[str], n_vocab: int = N_VOCAB) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(pieces, trainer=trainer, length=len(pieces))
-    return tokenizer
+    return str(tokenizer.to_str())
 
 
 def tokenizer_files(tokenizer: Any, n_context: int) -> dict[str, bytes]:
@@ -64,7 +73,17 @@ def load_tokenizer(folder: Path) -> Any:
 
 def encode(tokenizer: Any, pieces: Iterable[str]) -> NDArray[np.int64]:
     """All pieces as one row of token ids, shape (n,), with the end token, where there is one, after each piece."""
+    return _encoded(tokenizer.to_str(), tuple(pieces))
+
+
+@lru_cache(maxsize=8)
+def _encoded(tokenizer_json: str, pieces: tuple[str, ...]) -> NDArray[np.int64]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
     known = (tokenizer.token_to_id(token) for token in END_TOKENS)
     end = [next((i for i in known if i is not None), None)]
     rows = [[*encoding.ids, *(i for i in end if i is not None)] for encoding in tokenizer.encode_batch(list(pieces))]
-    return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    tokens = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    tokens.flags.writeable = False  # shared by all callers
+    return tokens

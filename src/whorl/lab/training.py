@@ -5,7 +5,9 @@ its texts, seeds, recipe, thread count and library versions; the same ones give 
 Seeds and the thread count are set for the training only and restored after it.
 """
 
+import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -194,6 +196,7 @@ def lora(
         n_context = model.config.max_position_embeddings
         run = _Run(adapter_folder, corpus, load_tokenizer(base), recipe, n_context, progress)
         trained = run.train(model, [p for p in model.parameters() if p.requires_grad])
+        trained = dataclasses.replace(trained, loss_after=run.held_out_loss(model))
         details = {"lora": {**asdict(settings), "targets": list(settings.targets)}, "dtype": dtype}
         record = Record("adapter", (base.name,), details, recipe.data_seed)
         trained = run.finish_adapter(model, trained, record, base.name)
@@ -217,15 +220,18 @@ class _Run:
     progress: Progress
 
     def train(self, model: Any, parameters: Any) -> Training:
-        """Train in place; the later loss is that of the float32 weights."""
+        """Train in place; the later loss is measured by whoever knows in which form the weights are kept."""
         if self.folder.exists():
             raise UsageError(f"'{self.folder}' exists already; choose a new folder or remove it.")
         windows = cut_windows(encode(self.tokenizer, self.corpus.train), self.n_context)
-        held_out = cut_windows(encode(self.tokenizer, self.corpus.held_out), self.n_context)
-        before = mean_loss(model, held_out)
+        before = self.held_out_loss(model)
         losses = optimise(model, list(parameters), windows, self.recipe, self.folder.name, self.progress)
         n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return Training(before, mean_loss(model, held_out), losses, n_parameters)
+        return Training(before, math.nan, losses, n_parameters)
+
+    def held_out_loss(self, model: Any) -> float:
+        """Mean loss on the held-out part, nats per token."""
+        return mean_loss(model, cut_windows(encode(self.tokenizer, self.corpus.held_out), self.n_context))
 
     def parameters(self, record: Record, trained: Training) -> dict[str, Any]:
         """The record's parameters with recipe, losses and versions."""
@@ -251,9 +257,8 @@ class _Run:
         tensors = tensors_of(model)
         if dtype != "F32":
             round_in_place(model, dtype)
-        held_out = cut_windows(encode(self.tokenizer, self.corpus.held_out), self.n_context)
         n_parameters = sum(a.size for a in tensors.values())
-        result = Training(trained.loss_before, mean_loss(model, held_out), trained.losses, n_parameters)
+        result = Training(trained.loss_before, self.held_out_loss(model), trained.losses, n_parameters)
         record = Record(record.kind, record.parents, self.parameters(record, result), record.seed)
         files = tokenizer_files(self.tokenizer, self.n_context) if copy_from is None else None
         config = config_dict(model)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from whorl.canonical.roles import ModelShape
 from whorl.errors import NotComparable, UsageError
-from whorl.weights.method import Outcome, WeightMethod, choose, finite, require_same_types
+from whorl.method import Outcome, choose, finite, require_same_types
+from whorl.weights.method import WeightMethod
 from whorl.weights.part_statistics import TOP_VALUES, PartStatistics
 from whorl.weights.values import Observation, Values, unlike
 

@@ -23,7 +23,8 @@ from whorl.canonical.roles import ModelShape
 from whorl.errors import NotComparable
 from whorl.linalg.layers import align_layers
 from whorl.linalg.matching import match_heads
-from whorl.weights.method import Outcome, WeightMethod, finite
+from whorl.method import Outcome, finite
+from whorl.weights.method import WeightMethod
 from whorl.weights.part_statistics import PartStatistics
 from whorl.weights.values import Observation, Values, unlike
 

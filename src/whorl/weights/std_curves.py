@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from whorl.canonical.roles import ModelShape
 from whorl.errors import NotComparable
-from whorl.weights.method import Outcome, WeightMethod, choose, require_same_types
+from whorl.method import Outcome, choose, require_same_types
+from whorl.weights.method import WeightMethod
 from whorl.weights.moments import depth_curve
 from whorl.weights.part_statistics import PartStatistics
 from whorl.weights.values import Observation, Values, unlike

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from whorl.canonical.roles import ModelShape
 from whorl.errors import NotComparable
-from whorl.weights.method import Outcome, WeightMethod, choose, finite, require_same_types
+from whorl.method import Outcome, choose, finite, require_same_types
+from whorl.weights.method import WeightMethod
 from whorl.weights.moments import FORMS, pooled_std
 from whorl.weights.part_statistics import PartStatistics
 from whorl.weights.values import Observation, Values, unlike

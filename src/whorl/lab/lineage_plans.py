@@ -1,0 +1,71 @@
+"""The models of the lineage study: 208 lineages that calibrate, 20 others that test, and what was trained from them.
+
+All roots are same-config twins: one shape, other initial weights, other data order. Calibration and test share no
+lineage. Test lineages 12 to 17 are trained longer than the calibration's (the recipe of the example family), 18 and 19
+on another text with another tokenizer; both ask whether the error rate holds a little outside the calibration.
+"""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from whorl.lab.training import LORA_TARGETS, LoraSettings, Recipe
+from whorl.lab.zoo import BASE, PRETRAINING, Plan
+
+N_CALIBRATION = 208  # 104 disjoint pairs: the smallest rank p is 1/105
+N_TEST = 20
+DERIVED_EVERY = 13  # 16 calibration lineages get trained derivatives
+SHORT = Recipe(n_steps=300, batch_size=4, learning_rate=4e-3, n_threads=1)
+ZOO = replace(PRETRAINING, n_threads=1)
+TUNED = Recipe(n_steps=150, batch_size=4, learning_rate=1e-3, n_threads=1)
+LONG = Recipe(n_steps=500, batch_size=4, learning_rate=4e-3, n_threads=1)
+ADAPTED = Recipe(n_steps=150, batch_size=4, learning_rate=2e-3, weight_decay=0.0, n_threads=1)
+SAME_INIT = (0, 3, 6, 9)
+
+
+def calibration_plans() -> tuple[Plan, ...]:
+    """Roots `cal-000` ..., and for every 13th lineage its trained derivatives."""
+    plans: list[Plan] = []
+    for i in range(N_CALIBRATION):
+        name = f"cal-{i:03d}"
+        plans.append(_root(name, 10_000 + i, 60_000 + i, SHORT))
+        if i % DERIVED_EVERY == 0:
+            plans += _derived(name, 70_000 + 10 * i)
+    return tuple(plans)
+
+
+def held_out_plans() -> tuple[Plan, ...]:
+    """Roots `lin-00` ... with their trained derivatives, and models that only share their initial weights."""
+    plans: list[Plan] = []
+    for i in range(N_TEST):
+        name, recipe = f"lin-{i:02d}", ZOO if 12 <= i < 18 else SHORT
+        plans.append(_root(name, 20_000 + i, 80_000 + i, recipe, "code" if i >= 18 else "docstrings"))
+        plans += _derived(name, 90_000 + 10 * i)
+        plans.append(_tuned(f"{name}-code", name, "code" if i < 18 else "docstrings", 90_005 + 10 * i, TUNED))
+    for i in SAME_INIT:
+        plans.append(_root(f"lin-{i:02d}-init", 20_000 + i, 95_000 + i, SHORT))
+    return tuple(plans)
+
+
+def _root(name: str, init_seed: int, data_seed: int, recipe: Recipe, text: str = "docstrings") -> Plan:
+    recipe = replace(recipe, data_seed=data_seed)
+    return Plan(name, "pretrained", (), {"text": text, "size": asdict(BASE), "init_seed": init_seed, **asdict(recipe)})
+
+
+def _derived(name: str, seed: int) -> list[Plan]:
+    """A fine-tuning, a long one at the rate of pretraining, and a LoRA adapter with its merged copy."""
+    return [
+        _tuned(f"{name}-topics", name, "topics", seed + 1, TUNED),
+        _tuned(f"{name}-long", name, "topics", seed + 2, LONG),
+        _adapted("adapter", f"{name}-adapter", f"{name}-lora", name, seed + 3),
+        _adapted("lora-merged", f"{name}-lora", f"{name}-adapter", name, seed + 3),
+    ]
+
+
+def _tuned(name: str, parent: str, text: str, data_seed: int, recipe: Recipe) -> Plan:
+    return Plan(name, "fine-tuned", (parent,), {"text": text, **asdict(replace(recipe, data_seed=data_seed))})
+
+
+def _adapted(kind: str, name: str, other: str, parent: str, data_seed: int) -> Plan:
+    lora: dict[str, Any] = {**asdict(LoraSettings(seed=data_seed)), "targets": list(LORA_TARGETS)}
+    recipe = replace(ADAPTED, data_seed=data_seed)
+    return Plan(name, kind, (parent,), {"text": "topics", "lora": lora, **asdict(recipe)}, other)

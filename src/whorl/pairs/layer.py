@@ -1,0 +1,43 @@
+"""One matched layer: the canonical sublayers of both models, and the map between their residual frames."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from whorl.canonical.roles import Attention, Mlp
+from whorl.source import Floats
+
+
+@dataclass(frozen=True)
+class MatchedLayer:
+    """Layer `a` of the first model and layer `b` of the second, in memory together.
+
+    Args:
+        a: Layer of the first model, from 0.
+        b: Layer of the second model.
+        attention: Canonical attention of both.
+        mlp: Canonical dense MLP of both; None where either has experts.
+        r: Shape (d_a, d_b), orthonormal columns or rows: row vectors of A's residual stream times `r` are in B's frame.
+        fitted: Whether this layer helped to find `r` (rung 3); then it must not be scored.
+    """
+
+    a: int
+    b: int
+    attention: tuple[Attention, Attention]
+    mlp: tuple[Mlp, Mlp] | None
+    r: Floats
+    fitted: bool = False
+
+    def reader_in_a(self, matrix: Floats) -> Floats:
+        """A reader of B, (..., d_b) or (..., d_b + 1) with a bias column, in A's frame: x -> x r^T.
+
+        The bias column belongs to a constant coordinate that no rotation touches.
+        """
+        d_b = self.r.shape[1]
+        if matrix.shape[-1] == d_b:
+            return np.asarray(matrix @ self.r.T)
+        return np.concatenate([matrix[..., :d_b] @ self.r.T, matrix[..., d_b:]], axis=-1)
+
+    def writer_in_a(self, matrix: Floats) -> Floats:
+        """A writer of B, (..., d_b, n), in A's frame: r x."""
+        return np.asarray(self.r @ matrix)
