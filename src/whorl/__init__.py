@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whorl.comparison import Comparison, Evidence, compare
+    from whorl.comparison import Comparison, compare
     from whorl.errors import (
         InputRefused,
         MalformedFile,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UsageError,
         WhorlError,
     )
+    from whorl.evidence import Evidence
     from whorl.fingerprints import Fingerprint, fingerprint
     from whorl.registry import method_names
     from whorl.reports import report
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "whorl.comparison",
-    "Evidence": "whorl.comparison",
+    "Evidence": "whorl.evidence",
     "compare": "whorl.comparison",
     "Fingerprint": "whorl.fingerprints",
     "fingerprint": "whorl.fingerprints",

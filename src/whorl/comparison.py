@@ -1,90 +1,47 @@
-"""`compare`: do two models share an origin? Each method gives evidence; exact copies decide; the rest is calibrated.
+"""`compare`: do two models share an origin, how, and which came first?
 
-A verdict is one of "related", "unrelated", "undecided". Exact relations (equal bytes, equal values, equal magnitudes in
-another order, bit-equal matrices) decide. A method decides only where a calibration with enough independent lineages and
-with known derivatives is in the package; in this release there is none, so its value and its rank p-value are shown and
-the verdict stays "undecided". "Unrelated" needs measured power and is not given yet. A name, a config or its hash never
-decides anything.
+Exact relations (equal bytes, equal values, equal magnitudes in another order, bit-equal matrices) decide by themselves.
+Then methods give evidence, a calibration says how unrelated models and known derivatives of this class compare, and
+`whorl.verdict` decides with a stated error rate. A name, a config or its hash never decides anything.
 """
 
 import contextlib
 import html
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from whorl import __version__
 from whorl._atomic import write_text
-from whorl._readers.open import OpenedModel, open_model
 from whorl._threads import single_threaded
-from whorl.calibration import Calibration, Place, find
-from whorl.canonical.model import CanonicalModel
+from whorl.calibration import Calibration, Condition, find
 from whorl.errors import NotComparable, UsageError
-from whorl.fingerprints import Fingerprint, say, scan
-from whorl.lineage.exact import ExactFinding, same_bytes, same_values
+from whorl.evidence import Evidence, Measured, gather
+from whorl.fingerprints import Fingerprint
+from whorl.lineage.exact import ExactFinding
+from whorl.lineage.relation import Relation, find_relation
+from whorl.method import Method
+from whorl.pairs.method import PairMethod
+from whorl.pairs.pair import Pair
+from whorl.pairs.run import PairResult, compare_pair
 from whorl.progress import Progress, silent
-from whorl.registry import weight_methods
+from whorl.registry import pair_methods, resolve
+from whorl.sides import Side, common_methods, exact_finding, open_side, share_vocabulary
+from whorl.verdict import Decision, decide, level
 from whorl.weights.method import WeightMethod
 
-SCHEMA = 1
+SCHEMA = 2
 ALPHA = 0.01
 MAX_ALPHA = 0.05
 
 NOT_SHOWN = (
-    "Direction (which model came first) is not tested.",
-    "Training on another model's outputs, or on the same data, leaves no exact trace and is not excluded.",
-    "'Undecided' is not 'unrelated': the literature's descriptors overlap between kin and strangers of one recipe.",
+    "Training on another model's outputs (distillation), or on the same data, leaves no trace in weights: not excluded.",
+    "'Related' means that the weights share an origin (initial weights, a common base, or one made from the other).",
+    "Relation and direction are given apart from the verdict, where they can be found, without an error rate.",
+    "'Undecided' is not 'unrelated'.",
 )
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What one method says about one pair.
-
-    Args:
-        method: Canonical name.
-        comparable: False when a number would be meaningless; then `why` is the reason and all values are None.
-        why: One sentence.
-        similarity: Value of a similarity method, None for distances.
-        distance: Value of a distance method, None for similarities.
-        threshold: Calibrated threshold at alpha, None where the calibration cannot support one.
-        p_value: In (0, 1], None without a calibration.
-        p_kind: "rank" or None.
-        verdict: "related", "unrelated" or "undecided".
-        place: Where the value lies among unrelated pairs.
-        variants: Other readings of the same evidence.
-        warnings: What to know before believing the value.
-    """
-
-    method: str
-    comparable: bool
-    why: str
-    similarity: float | None = None
-    distance: float | None = None
-    threshold: float | None = None
-    p_value: float | None = None
-    p_kind: str | None = None
-    verdict: str = "undecided"
-    place: Place | None = None
-    variants: Mapping[str, float | None] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def value(self) -> float | None:
-        """The similarity or the distance, whichever the method has."""
-        return self.similarity if self.similarity is not None else self.distance
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types; `place` with its percentile."""
-        data = asdict(self)
-        data["warnings"] = list(self.warnings)
-        if self.place is not None:
-            data["place"]["percentile"] = self.place.percentile
-        return data
 
 
 @dataclass(frozen=True)
@@ -94,26 +51,57 @@ class Comparison:
     Args:
         a: Fingerprint of the first model.
         b: Fingerprint of the second model.
-        verdict: "related", "unrelated" or "undecided".
-        relation: "identical", "re-laid-out", "shared tensors", or "undecided".
-        why: One sentence.
-        p_value: Smallest corrected p of the calibrated methods, None when there is none; exact relations need none.
+        decision: Verdict, p-value, reasons, and the evidence of every method, in the order asked for.
         alpha: Error rate fixed before the data were read.
-        evidence: One entry a method, in the order asked for.
         exact: What exact comparison found.
+        relation: How they are related and in which direction; None unless related and weights were at hand.
+        pair: Frame and layer alignment, None when the weights of both were not at hand.
+        covering: Calibration and condition that cover the pair, None when none does.
+        seed: Of everything drawn.
         skipped: What was left out, and why.
     """
 
     a: Fingerprint
     b: Fingerprint
-    verdict: str
-    relation: str
-    why: str
-    p_value: float | None
+    decision: Decision
     alpha: float
-    evidence: tuple[Evidence, ...]
     exact: ExactFinding
+    relation_found: Relation | None = None
+    pair: PairResult | None = None
+    covering: tuple[Calibration, Condition] | None = None
+    seed: int = 0
     skipped: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """One of "related", "unrelated" and "undecided"."""
+        return "related" if self.exact.relation is not None else self.decision.verdict
+
+    @property
+    def relation(self) -> str:
+        """How they are related ("identical", "fine-tuned", ...), "unrelated", or "undecided"."""
+        if self.exact.relation in {"identical", "re-laid-out"}:
+            return str(self.exact.relation)
+        if self.verdict == "unrelated":
+            return "unrelated"
+        if self.relation_found is not None and self.relation_found.name != "undecided":
+            return self.relation_found.name
+        return self.exact.relation or "undecided"
+
+    @property
+    def why(self) -> str:
+        """One sentence."""
+        return self.exact.why if self.exact.relation is not None else self.decision.why
+
+    @property
+    def p_value(self) -> float | None:
+        """Corrected p of the methods that may decide; None when there is none, and for exact relations."""
+        return None if self.exact.relation is not None else self.decision.p_value
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """One entry a method."""
+        return self.decision.evidence
 
     def to_dict(self) -> dict[str, Any]:
         """Exactly what `whorl compare --json` prints."""
@@ -127,13 +115,21 @@ class Comparison:
             "why": self.why,
             "p_value": self.p_value,
             "alpha": self.alpha,
+            "decided_by": list(self.decision.decided_by),
+            "excluded": list(self.decision.excluded),
+            "not_excluded": list(self.decision.not_excluded),
+            "direction": _direction(self.relation_found),
+            "facts": [] if self.relation_found is None else [_fact(f) for f in self.relation_found.facts],
+            "layer_map": _layer_map(self.relation_found),
             "evidence": [e.to_dict() for e in self.evidence],
             "exact": {"relation": self.exact.relation, "why": self.exact.why, "shared": list(self.exact.shared)},
+            "alignment": None if self.pair is None else _alignment(self.pair),
+            "calibration": None if self.covering is None else _covering(*self.covering),
             "models": [model_dict(self.a), model_dict(self.b)],
             "skipped": list(self.skipped),
             "does_not_show": list(NOT_SHOWN),
             "environment": _environments(self.a, self.b),
-            "config": {"methods": [e.method for e in self.evidence], "alpha": self.alpha},
+            "config": {"methods": [e.method for e in self.evidence], "alpha": self.alpha, "seed": self.seed},
         }
 
     def save(self, path: str | Path) -> Path:
@@ -153,6 +149,37 @@ class Comparison:
         caption = f"<b>{html.escape(self.verdict)}</b> ({html.escape(self.relation)}): {html.escape(self.why)}"
         head = "<tr><th>method</th><th>value</th><th>verdict</th><th>why</th></tr>"
         return f"<table><caption>{caption}</caption>{head}{rows}</table>"
+
+
+def _direction(relation: Relation | None) -> dict[str, Any] | None:
+    return None if relation is None else asdict(relation.direction)
+
+
+def _fact(fact: Any) -> dict[str, Any]:
+    return {**asdict(fact), "numbers": dict(fact.numbers)}
+
+
+def _layer_map(relation: Relation | None) -> list[list[int | None]] | None:
+    if relation is None or relation.layer_map is None:
+        return None
+    return [list(pair) for pair in relation.layer_map]
+
+
+def _alignment(pair: PairResult) -> dict[str, Any]:
+    frame, alignment = pair.frame, pair.alignment
+    return {
+        "rung": None if frame is None else frame.rung,
+        "n_tokens": None if frame is None else frame.n_tokens,
+        "held_out": None if frame is None else frame.held_out,
+        "why": pair.frame_why if frame is None else frame.why,
+        "scores": None if alignment is None else [[round(float(x), 6) for x in row] for row in alignment.scores],
+        "path": None if alignment is None else [list(p) for p in alignment.path.pairs],
+        "layers": [[i, j, round(float(value), 6)] for i, j, value in pair.layers],
+    }
+
+
+def _covering(calibration: Calibration, condition: Condition) -> dict[str, Any]:
+    return {"id": calibration.id, "condition": condition.name, "lineages": len(calibration.members)}
 
 
 def _environments(a: Fingerprint, b: Fingerprint) -> dict[str, str]:
@@ -180,10 +207,11 @@ def model_dict(f: Fingerprint) -> dict[str, Any]:
 def compare(
     a: str | Fingerprint,
     b: str | Fingerprint,
-    methods: Iterable[str | WeightMethod] | None = None,
+    methods: Iterable[str | Method] | None = None,
     *,
     adapters: tuple[str | None, str | None] = (None, None),
     alpha: float = ALPHA,
+    seed: int = 0,
     offline: bool = False,
     progress: Progress = silent,
 ) -> Comparison:
@@ -196,6 +224,7 @@ def compare(
         methods: Method names or instances; None for all (with stored fingerprints: all they hold).
         adapters: LoRA adapters to merge into `a` and `b`.
         alpha: Error rate of a "related" verdict, fixed before anything is read, in (0, 0.05].
+        seed: Of everything drawn: probes, splits of tokens, null draws.
         offline: Open no socket.
         progress: Called once per sublayer.
 
@@ -204,14 +233,13 @@ def compare(
         InputRefused: a file that must not or cannot be read.
     """
     check_alpha(alpha)
-    chosen = common_methods((a, b)) if methods is None else weight_methods(methods)
+    chosen = (*common_methods((a, b)), *pair_methods(None)) if methods is None else resolve(methods)
     with contextlib.ExitStack() as stack:
-        sides = [
+        one, other = (
             open_side(ref, chosen, adapter, offline, progress, stack)
             for ref, adapter in zip((a, b), adapters, strict=True)
-        ]
-        exact, skipped = exact_finding(sides[0], sides[1])
-    return judge(sides[0].fingerprint, sides[1].fingerprint, chosen, exact, alpha, skipped)
+        )
+        return compare_sides(one, other, chosen, alpha=alpha, seed=seed, progress=progress)
 
 
 def check_alpha(alpha: float) -> None:
@@ -224,152 +252,89 @@ def check_alpha(alpha: float) -> None:
         raise UsageError(f"alpha is an error rate above 0 and at most {MAX_ALPHA}, not {alpha}.")
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of two models: its fingerprint, and the open model unless only the fingerprint was given."""
+def compare_sides(
+    a: Side,
+    b: Side,
+    methods: Sequence[Method],
+    *,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    calibrations: tuple[Calibration, ...] | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compare two opened sides; `calibrations` stands in for those of the package."""
+    exact, skipped = exact_finding(a, b)
+    measured, pair = measure(a, b, methods, seed, progress)
+    vocabulary = pair is None or share_vocabulary(a, b)  # stored values do not depend on it
+    covering = find(a.fingerprint.shape, b.fingerprint.shape, vocabulary=vocabulary, among=calibrations)
+    decision = _decide(methods, measured, covering, alpha)
+    related = exact.relation is not None or decision.verdict == "related"
+    relation = _relation(a, b, pair) if related else None
+    return Comparison(a.fingerprint, b.fingerprint, decision, alpha, exact, relation, pair, covering, seed, skipped)
 
-    fingerprint: Fingerprint
-    opened: OpenedModel | None
 
+def measure(
+    a: Side, b: Side, methods: Sequence[Method], seed: int = 0, progress: Progress = silent
+) -> tuple[Measured, PairResult | None]:
+    """Every method's outcome on a pair, without any judgement.
 
-def open_side(
-    ref: str | Fingerprint,
-    methods: Sequence[WeightMethod],
-    adapter: str | None,
-    offline: bool,
-    progress: Progress,
-    stack: contextlib.ExitStack,
-) -> Side:
-    """Fingerprint a reference, keeping it open on `stack`; stored fingerprints are loaded and checked.
+    Args:
+        a: One side.
+        b: The other.
+        methods: Methods to run.
+        seed: Of everything drawn.
+        progress: Called once per matched layer.
 
-    Raises:
-        UsageError: a stored fingerprint lacks one of the methods.
-        InputRefused: as `whorl.fingerprint`.
+    Returns:
+        Outcome, or the reason why there is none, by canonical name; and what the pairwise methods shared.
     """
-    if isinstance(ref, str) and ref.endswith(".json"):
-        ref = Fingerprint.load(ref)
-    if isinstance(ref, Fingerprint):
-        missing = [m.canonical_name for m in methods if m.canonical_name not in ref.methods]
-        if missing:
-            raise UsageError(
-                f"The stored fingerprint of '{ref.resolved}' lacks {missing[0]}: make it again from the model."
-            )
-        return Side(ref, None)
-    opened = stack.enter_context(open_model(ref, adapter=adapter, offline=offline, progress=partial(say, progress)))
-    return Side(scan(opened, methods, progress), opened)
+    pairwise = [m for m in methods if isinstance(m, PairMethod)]
+    with single_threaded():
+        found: dict[str, Any] = {
+            m.canonical_name: _stored(m, a.fingerprint, b.fingerprint) for m in methods if isinstance(m, WeightMethod)
+        }
+    if a.model is None or b.model is None or not pairwise:
+        why = "needs the weights of both models; only a stored fingerprint is at hand"
+        return found | {m.canonical_name: why for m in pairwise}, None
+    pair = Pair(a.model, b.model, (a.tokens.tokens, b.tokens.tokens), seed)
+    result = compare_pair(pair, pairwise, progress)
+    return found | dict(result.outcomes), result
 
 
-def common_methods(refs: Sequence[str | Fingerprint]) -> tuple[WeightMethod, ...]:
-    """All methods, or those that every stored fingerprint holds."""
-    stored = [Fingerprint.load(r) if isinstance(r, str) and r.endswith(".json") else r for r in refs]
-    held = [set(f.methods) for f in stored if isinstance(f, Fingerprint)]
-    if not held:
-        return weight_methods(None)
-    common = set.intersection(*held)
-    if not common:
-        raise UsageError("The stored fingerprints have no method in common: make one of them again from the model.")
-    return weight_methods(sorted(common))
+def _stored(method: WeightMethod, a: Fingerprint, b: Fingerprint) -> Any:
+    name = method.canonical_name
+    try:
+        return method.compare(a.methods[name], b.methods[name], (a.shape, b.shape))
+    except NotComparable as reason:
+        return str(reason)
 
 
-def exact_finding(a: Side, b: Side) -> tuple[ExactFinding, tuple[str, ...]]:
-    """Exact comparison as far as it can be made, and what had to be skipped."""
-    found = same_bytes(a.fingerprint, b.fingerprint)
-    if found.relation is not None:
-        return found, ()
-    if a.opened is None or b.opened is None:
-        return found, ("exact comparison of values: a stored fingerprint holds no weights",)
-    return same_values(CanonicalModel(a.opened.source), CanonicalModel(b.opened.source), found.shared), ()
+def _decide(
+    methods: Sequence[Method], measured: Measured, covering: tuple[Calibration, Condition] | None, alpha: float
+) -> Decision:
+    evidence = [gather(m, measured[m.canonical_name], covering, level(alpha)) for m in methods]
+    return decide(evidence, alpha)
+
+
+def _relation(a: Side, b: Side, pair: PairResult | None) -> Relation | None:
+    if a.model is None or b.model is None:
+        return None
+    path = None if pair is None or pair.alignment is None else pair.alignment.path.pairs
+    return find_relation(a.model, b.model, alignment_path=path, aligned=None if pair is None else pair.layers)
 
 
 def judge(
     a: Fingerprint,
     b: Fingerprint,
-    methods: Iterable[WeightMethod],
+    methods: Sequence[WeightMethod],
     exact: ExactFinding,
     alpha: float = ALPHA,
     skipped: tuple[str, ...] = (),
+    calibrations: tuple[Calibration, ...] | None = None,
 ) -> Comparison:
-    """The verdict on two fingerprints: exact findings first, then calibrated evidence (no weights needed)."""
-    calibration = find(a.shape, b.shape)
-    chosen = tuple(methods)
+    """The verdict on two fingerprints alone, by what they hold."""
     with single_threaded():
-        evidence = _decided(tuple(_evidence(m, a, b, calibration) for m in chosen), alpha)
-    related = [e.method for e in evidence if e.verdict == "related"]
-    corrected = None if exact.relation is not None else _bonferroni(evidence)
-    if exact.relation is not None:
-        verdict, relation, why = "related", exact.relation, exact.why
-    elif related:
-        verdict, relation, why = "related", "undecided", f"p at most {alpha} after correction: {', '.join(related)}"
-    else:
-        verdict, relation, why = "undecided", "undecided", _undecided(evidence, calibration, exact, alpha, skipped)
-    return Comparison(a, b, verdict, relation, why, corrected, alpha, evidence, exact, skipped)
-
-
-def _evidence(method: WeightMethod, a: Fingerprint, b: Fingerprint, calibration: Calibration | None) -> Evidence:
-    name = method.canonical_name
-    try:
-        outcome = method.compare(a.methods[name], b.methods[name], (a.shape, b.shape))
-    except NotComparable as reason:
-        return Evidence(method=name, comparable=False, why=str(reason))
-    if not math.isfinite(outcome.value):
-        raise RuntimeError(f"{name} returned {outcome.value}: a method must raise NotComparable instead")
-    closer = method.direction == "similarity"
-    place = None if calibration is None else calibration.place(method, a, b, outcome.value)
-    return Evidence(
-        method=name,
-        comparable=True,
-        why=f"{outcome.why}; {_placed(place)}",
-        similarity=outcome.value if closer else None,
-        distance=None if closer else outcome.value,
-        p_value=None if place is None else place.p_value,
-        p_kind=None if place is None else "rank",
-        place=place,
-        variants=outcome.variants,
-        warnings=outcome.warnings,
-    )
-
-
-def _placed(place: Place | None) -> str:
-    if place is None:
-        return "uncalibrated: no unrelated models of this shape are in a calibration"
-    less = place.pairs - place.pairs_at_least_as_close
-    return (
-        f"{less} of {place.pairs} calibration pairs of this shape are less close"
-        f" ({place.lineages} lineages: p cannot be below {1 / (place.lineages + 1):.2g})"
-    )
-
-
-def _decided(evidence: tuple[Evidence, ...], alpha: float) -> tuple[Evidence, ...]:
-    """Methods on one pair are dependent, so each p counts m-fold; and the value must look like a known derivative's."""
-    m = sum(e.p_value is not None for e in evidence)
-    return tuple(
-        replace(e, verdict="related") if e.place is not None and _is_related(e.place, m, alpha) else e for e in evidence
-    )
-
-
-def _is_related(place: Place, m: int, alpha: float) -> bool:
-    return m * place.p_value <= alpha and place.p_related is not None and place.p_related > alpha
-
-
-def _bonferroni(evidence: Sequence[Evidence]) -> float | None:
-    """min(1, m * smallest p) over the m methods with a p-value: methods on one pair are dependent."""
-    found = [e.p_value for e in evidence if e.p_value is not None]
-    return min(1.0, len(found) * min(found)) if found else None
-
-
-def _undecided(
-    evidence: Sequence[Evidence],
-    calibration: Calibration | None,
-    exact: ExactFinding,
-    alpha: float,
-    skipped: tuple[str, ...],
-) -> str:
-    looked = "exact comparison of values was skipped" if skipped else exact.why
-    if not any(e.comparable for e in evidence):
-        return f"{looked}; no method could compare the two models"
-    placed = [e.place for e in evidence if e.place is not None]
-    if calibration is None or not placed:
-        return f"{looked}; no calibration covers models of this shape"
-    if all(place.p_related is None for place in placed):
-        return f"{looked}; the calibration of this shape holds no known derivatives, so values alone decide nothing"
-    return f"{looked}; no corrected p-value is at most {alpha} with a value like that of known derivatives"
+        measured: Mapping[str, Any] = {m.canonical_name: _stored(m, a, b) for m in methods}
+    covering = find(a.shape, b.shape, vocabulary=True, among=calibrations)
+    decision = _decide(methods, measured, covering, alpha)
+    return Comparison(a, b, decision, alpha, exact, covering=covering, skipped=skipped)

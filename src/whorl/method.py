@@ -66,6 +66,7 @@ class Method(ABC):
     version: ClassVar[int]
     direction: ClassVar[Literal["similarity", "distance"]] = "similarity"
     paper: ClassVar[str]
+    smallest_effect: ClassVar[float] = 0.0  # a similarity below it never decides by an exact p-value
 
     def parameters(self) -> dict[str, Parameter]:
         """Parameters by name, in declaration order."""

@@ -92,3 +92,8 @@ def weight_methods(methods: Iterable[str | Method] | None) -> tuple[WeightMethod
 def pair_methods(methods: Iterable[str | Method] | None) -> tuple[PairMethod, ...]:
     """Those of `methods` (None: of all) that need the weights of both models; see `resolve`."""
     return tuple(m for m in resolve(methods) if isinstance(m, PairMethod))
+
+
+def smallest_effect(canonical_name: str) -> float:
+    """The smallest value of a method that matters, whatever its p-value."""
+    return _load(split_canonical(canonical_name)[0]).smallest_effect

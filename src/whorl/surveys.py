@@ -19,23 +19,13 @@ from numpy.typing import NDArray
 
 from whorl import __version__
 from whorl._atomic import write_text
-from whorl.comparison import (
-    ALPHA,
-    NOT_SHOWN,
-    Comparison,
-    Side,
-    check_alpha,
-    common_methods,
-    exact_finding,
-    judge,
-    model_dict,
-    open_side,
-)
+from whorl.comparison import ALPHA, NOT_SHOWN, Comparison, check_alpha, judge, model_dict
 from whorl.errors import InputRefused, NotComparable, RemoteError, UsageError, WhorlError, safe_name
 from whorl.fingerprints import Fingerprint
 from whorl.progress import Progress, silent
 from whorl.registry import method as method_of
 from whorl.registry import weight_methods
+from whorl.sides import Side, common_methods, exact_finding, open_side
 from whorl.weights.method import WeightMethod
 
 SCHEMA = 1

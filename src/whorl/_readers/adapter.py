@@ -60,6 +60,11 @@ class AdapterSource:
         return self._label
 
     @property
+    def base(self) -> TensorSource:
+        """The base; closed with this source."""
+        return self._base
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Tensors of the merged model; changed ones are F32 or F64 and count the stored bytes of all their parts."""
         return self._plan.tensors

@@ -15,6 +15,7 @@ from whorl.canonical.roles import ModelShape
 from whorl.errors import MalformedFile, UnsafeFile, UnsupportedFile, UsageError, safe_name
 from whorl.refs import control_character
 from whorl.registry import method
+from whorl.weights.method import WeightMethod
 from whorl.weights.values import Values
 
 AGAIN = "Make it again with `whorl fingerprint`."
@@ -146,6 +147,8 @@ def _check_method(key: str, arrays: dict[str, StoredArray], shape: ModelShape, n
         if math.prod(array.shape) != len(array.values):
             what = f"{key} '{part}': {len(array.values)} values"
             raise MalformedFile("fingerprint", name, what, f"{math.prod(array.shape)} by its shape", AGAIN)
+    if not isinstance(known, WeightMethod):
+        raise UnsupportedFile("fingerprint", name, f"'{key[:80]}'", "methods that fingerprint one model", AGAIN)
     values: Values = {k: np.array(a.values, np.float64).reshape(a.shape) for k, a in arrays.items()}
     if fault := known.fault(values, shape):
         raise MalformedFile("fingerprint", name, f"{key}: {safe_name(fault)}", "the arrays of this method", AGAIN)

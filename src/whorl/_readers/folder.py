@@ -58,7 +58,7 @@ class FolderSource:
     """
 
     def __init__(self, path: str | os.PathLike[str], weights: str | None = None) -> None:
-        folder = LocalFolder.at(path)
+        self._folder = folder = LocalFolder.at(path)
         self._label = str(path if weights is None else Path(path) / weights)
         if weights is None:
             self._home, config, notes = _whole_folder(folder)
@@ -73,6 +73,11 @@ class FolderSource:
     def label(self) -> str:
         """The path as given."""
         return self._label
+
+    @property
+    def folder(self) -> LocalFolder:
+        """The checked folder that holds the weights."""
+        return self._folder
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -2,7 +2,7 @@
 
 The revision becomes a full commit first; everything after is asked of that commit. The list of files and the headers of
 the weights (read by range request) are checked before the first byte of weights is downloaded, and only configs,
-indexes and safetensors ever are: no pickle, no code. Files land in the normal cache of `huggingface_hub`.
+indexes, token lists and safetensors ever are: no pickle, no code. Files land in the normal cache of `huggingface_hub`.
 """
 
 import importlib.util
@@ -32,6 +32,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+TOKEN_FILES = (("tokenizer.json",), ("vocab.json", "added_tokens.json"), ("tokenizer.model", "added_tokens.json"))
+"""Files that say which token an embedding row is: the first group whose first file is there, as `tokens.py` reads."""
 MAX_FILES = 100_000
 MAX_SIZE = 2**50  # of one listed file, in bytes
 
@@ -194,7 +196,12 @@ class _Fetch:
         if CONFIG_NAME not in self._sizes:
             raise self._subject.malformed("no config.json", "the config beside the weights", "Ask its owner for it.")
         self._check_text_sizes(texts)
-        return texts, weights
+        return [*texts, *self._token_files()], weights
+
+    def _token_files(self) -> list[str]:
+        """The token list, where there is one under the cap; without it the weights are compared all the same."""
+        group = next((names for names in TOKEN_FILES if names[0] in self._sizes), ())
+        return [name for name in group if self._sizes.get(name, limits.MAX_JSON + 1) <= limits.MAX_JSON]
 
     def _adapter_files(self) -> tuple[list[str], list[str]]:
         if ADAPTER_WEIGHTS_NAME not in self._sizes or ADAPTER_CONFIG_NAME not in self._sizes:

@@ -34,6 +34,9 @@ MAX_FINGERPRINT_BYTES = 50 * MB
 MAX_SHARDS = 10_000
 MAX_FILE_NAME_BYTES = 255  # of ext4, APFS and NTFS
 
+# tokenizers
+MAX_TOKENS = 4_000_000  # and ids; the largest vocabularies have about a million
+
 # model configurations
 MAX_CONFIG_SIZE = 100_000_000  # widths, vocabulary, positions: about 1000 times the largest known
 MAX_LAYERS = 10_000

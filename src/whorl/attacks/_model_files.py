@@ -21,7 +21,7 @@ Array = NDArray[Any]
 Tensors = Mapping[str, Array]
 
 DTYPES = ("F32", "F16", "BF16")
-_CONFIG_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _STORED_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
 _COPIED = (
     "tokenizer.json",
@@ -115,6 +115,19 @@ def stored_dtype(path: str | os.PathLike[str]) -> str:
     return most if most in DTYPES else "F32"
 
 
+def stored_dtypes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The type to write each tensor of a local model in: its own float type, "F32" where that is a quantised one.
+
+    Raises:
+        InputRefused: as the readers do.
+    """
+    source = open_local(path)
+    try:
+        return {name: t.dtype if t.dtype in _CONFIG_DTYPES else "F32" for name, t in source.tensors.items()}
+    finally:
+        source.close()
+
+
 def write_model(
     folder: Path,
     tensors: Tensors,
@@ -122,7 +135,7 @@ def write_model(
     copy_from: Path | None = None,
     *,
     record: Record,
-    dtype: str | None = "F16",
+    dtype: str | Mapping[str, str] | None = "F16",
     n_shards: int = 1,
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
@@ -134,19 +147,20 @@ def write_model(
         config: The `config.json`; its dtype is set to what is written.
         copy_from: Folder whose tokenizer files are copied byte for byte.
         record: What the model is.
-        dtype: "F32", "F16", "BF16" (rounded to nearest even), or None to keep each array's type.
+        dtype: "F32", "F16", "BF16" (rounded to nearest even), one of these or "F64" by tensor name, or None to keep
+            each array's type.
         n_shards: Weight files; above 1 with an index, tensors dealt out in reverse name order.
         files: Further files by name.
 
     Raises:
         UsageError: the folder exists, an unknown dtype, or values that do not fit the dtype.
     """
-    if dtype is not None and dtype not in DTYPES:
+    if isinstance(dtype, str) and dtype not in DTYPES:
         raise UsageError(f"Unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}.")
     shown = dict(config)
     if dtype is not None:
         shown.pop("torch_dtype", None)
-        shown["dtype"] = _CONFIG_DTYPES[dtype]
+        shown["dtype"] = _CONFIG_DTYPES[dtype if isinstance(dtype, str) else _most_values(tensors, dtype)]
     contents = {**_copied(copy_from), **(files or {})}
     contents["config.json"] = (json.dumps(shown, indent=2, sort_keys=True, allow_nan=False) + "\n").encode("utf-8")
     contents[RECORD_NAME] = record.to_json().encode("utf-8")
@@ -155,6 +169,13 @@ def write_model(
         for name, data in contents.items():
             (partial / name).write_bytes(data)
     return folder
+
+
+def _most_values(tensors: Tensors, dtypes: Mapping[str, str]) -> str:
+    counts: Counter[str] = Counter()
+    for name, array in tensors.items():
+        counts[dtypes[name]] += array.size
+    return max(counts, key=lambda kind: counts[kind], default="F32")
 
 
 @contextlib.contextmanager
@@ -191,7 +212,7 @@ def _copied(folder: Path | None) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in _COPIED if (folder / name).is_file()}
 
 
-def _write_weights(folder: Path, tensors: Tensors, dtype: str | None, n_shards: int) -> None:
+def _write_weights(folder: Path, tensors: Tensors, dtype: str | Mapping[str, str] | None, n_shards: int) -> None:
     if n_shards == 1:
         _write_shard(folder / "model.safetensors", tensors, sorted(tensors), dtype)
         return
@@ -208,7 +229,9 @@ def _write_weights(folder: Path, tensors: Tensors, dtype: str | None, n_shards: 
     (folder / "model.safetensors.index.json").write_text(text, "utf-8")
 
 
-def _write_shard(path: Path, tensors: Tensors, names: Sequence[str], dtype: str | None) -> int:
+def _write_shard(
+    path: Path, tensors: Tensors, names: Sequence[str], dtype: str | Mapping[str, str] | None
+) -> int:
     """Write one safetensors file with the tensors in this order; returns the bytes of data.
 
     Written here because the library's writer chooses the order, and orders several metadata entries at random.
@@ -217,7 +240,7 @@ def _write_shard(path: Path, tensors: Tensors, names: Sequence[str], dtype: str 
     arrays: list[Array] = []
     start = 0
     for name in names:
-        stored, array = _stored(name, tensors[name], dtype)
+        stored, array = _stored(name, tensors[name], dtype[name] if isinstance(dtype, Mapping) else dtype)
         header[name] = {"dtype": stored, "shape": list(array.shape), "data_offsets": [start, start + array.nbytes]}
         start += array.nbytes
         arrays.append(array)

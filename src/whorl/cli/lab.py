@@ -51,9 +51,6 @@ def weight_vectors(
         "runs/weight-vectors"
     ),
     page: Annotated[Path | None, typer.Option("--page", help="Write the results page (Markdown) here.")] = None,
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="Write a calibration from the seven seeds here.")
-    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """The study of arXiv 2509.19122 with its controls: LoRA, fine-tuning, rescaling, random weights, other sizes.
@@ -61,20 +58,18 @@ def weight_vectors(
     \b
     whorl lab weight-vectors --out runs/weight-vectors
     whorl lab weight-vectors --out runs/weight-vectors --page weight-vectors.md
-    whorl lab weight-vectors --out runs/weight-vectors --calibration calibration.json
+    whorl lab weight-vectors --quiet
     """
     from whorl._atomic import write_text
     from whorl.lab.weight_vectors import build
     from whorl.lab.weight_vectors_page import page as write_page
-    from whorl.lab.weight_vectors_results import calibrate, measure, save
+    from whorl.lab.weight_vectors_results import measure, save
 
     sink = Sink(quiet=quiet)
     with sink.progress() as progress:
         plan = build(out, progress)
         results = measure(out, plan, progress)
     save(out / "results.json", results)
-    if calibration is not None:
-        save(calibration, calibrate(out, plan))
     text = write_page(results)
     if page is not None:
         write_text(page, text)

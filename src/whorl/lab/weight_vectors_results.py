@@ -236,14 +236,6 @@ def lora_claim(rows: Sequence[Mapping[str, Any]], null: Mapping[str, list[Any]])
     return found
 
 
-def calibrate(out: Path, plan: Sequence[Cell]) -> dict[str, Any]:
-    """A calibration of the registered methods with their defaults, from the C1 seeds, in its JSON form."""
-    from whorl.calibration import to_dict
-
-    seeds = [c.name for c in plan if c.control == "C1"]
-    return to_dict("example-llama-c1", {name: fingerprint(str((out / name).resolve())) for name in seeds})
-
-
 def save(path: Path, data: Mapping[str, Any]) -> None:
     """Write results as JSON."""
     import json

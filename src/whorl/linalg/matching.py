@@ -1,6 +1,9 @@
-"""Linear assignment: one-to-one matching at least total cost, plain and in two levels (groups, then heads)."""
+"""Linear assignment: one-to-one matching at least total cost, plain, in two levels (groups, then heads), and of rows by
+their cosine, with a list of candidates where the whole matrix of cosines would be too large.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,10 @@ from whorl.linalg.blocks import Doubles
 from whorl.source import Floats
 
 Indices = NDArray[np.intp]
+
+DENSE_ROWS = 2048  # up to here all cosines are weighed; one dense assignment of this size takes about a second
+NEIGHBOURS = 32
+_ROWS_AT_ONCE = 512
 
 
 def assign(cost: Floats) -> tuple[Indices, Indices, float]:
@@ -71,6 +78,116 @@ def match_heads(distance: Floats, groups: Sequence[int], groups_other: Sequence[
     return sorted(pairs)
 
 
+@dataclass(frozen=True, eq=False)
+class RowMatching:
+    """One-to-one pairs of rows of two matrices.
+
+    Args:
+        rows: Rows of the first, ascending, min(m, n) of them.
+        partners: Their rows of the second.
+        sparse: Whether only near neighbours were weighed.
+    """
+
+    rows: Indices
+    partners: Indices
+    sparse: bool
+
+
+def match_rows(
+    a: Floats,
+    b: Floats,
+    rng: np.random.Generator,
+    *,
+    either_sign: bool = False,
+    neighbours: int = NEIGHBOURS,
+    dense_rows: int = DENSE_ROWS,
+) -> RowMatching:
+    """The one-to-one matching of rows with the largest total cosine.
+
+    Both sides are shuffled first. So whatever the solver does with ties, and whatever edges complete a list of candidates,
+    the matching of A with reordered rows of B is the reordered matching in distribution: row numbers carry nothing into
+    it, and if the rows of B are in random order, so are the partners, exactly. That makes it fit for a permutation test.
+
+    With more than `dense_rows` rows on a side only the `neighbours` nearest of every row and of every column are weighed
+    (float32, in blocks), and the diagonal after shuffling, which guarantees that a full matching exists.
+
+    Args:
+        a: Shape (m, d), no zero rows.
+        b: Shape (n, d), no zero rows.
+        rng: Shuffles; use a stream that does not depend on the models.
+        either_sign: Weigh |cosine|.
+        neighbours: Candidates of each row and column.
+        dense_rows: Largest side for which all cosines are weighed.
+
+    Raises:
+        NotComparable: a cosine is NaN or infinite, as a zero row makes it.
+        UsageError: not two matrices of equal width.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise UsageError(f"rows to match need one width; found shapes {a.shape} and {b.shape}")
+    sparse = max(len(a), len(b)) > dense_rows
+    dtype = np.dtype(np.float32 if sparse else np.float64)
+    order_a, order_b = rng.permutation(len(a)), rng.permutation(len(b))
+    left, right = _unit(a, dtype)[order_a], _unit(b, dtype)[order_b]
+    if sparse:
+        rows, partners = _assign_candidates(left, right, neighbours, either_sign)
+    else:
+        rows, partners, _ = assign(-_signless(left @ right.T, either_sign))
+    ascending = np.argsort(order_a[rows])
+    return RowMatching(order_a[rows][ascending], order_b[partners][ascending], sparse)
+
+
+def _assign_candidates(left: Floats, right: Floats, k: int, either_sign: bool) -> tuple[Indices, Indices]:
+    """Assignment over near neighbours and the diagonal; unit rows."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    m, n = len(left), len(right)
+    diagonal = np.arange(min(m, n))
+    along = np.einsum("ij,ij->i", left[: len(diagonal)], right[: len(diagonal)])
+    rows, columns, cosines = _candidates(left, right, k, either_sign)
+    edges = np.concatenate([rows * n + columns, diagonal * n + diagonal])
+    values = np.concatenate([cosines, _signless(along, either_sign)])
+    edges, first = np.unique(edges, return_index=True)
+    # costs lie in [1, 3]: a cost of zero would be no edge
+    graph = csr_array((2.0 - values[first].astype(np.float64), (edges // n, edges % n)), shape=(m, n))
+    found_rows, found_columns = min_weight_full_bipartite_matching(graph)
+    return np.asarray(found_rows, np.intp), np.asarray(found_columns, np.intp)
+
+
+def _candidates(left: Floats, right: Floats, k: int, either_sign: bool) -> tuple[Indices, Indices, Floats]:
+    """Row, column and cosine of the k nearest of every row and of every column; some pairs occur twice."""
+    m, n = len(left), len(right)
+    per_row, per_column = min(k, n), min(k, m)
+    found: list[tuple[Indices, Indices, Floats]] = []
+    best: Floats = np.full((per_column, n), -np.inf, left.dtype)
+    owner: Indices = np.zeros((per_column, n), np.intp)
+    for start in range(0, m, _ROWS_AT_ONCE):
+        cosines = _signless(left[start : start + _ROWS_AT_ONCE] @ right.T, either_sign)
+        _require_finite(cosines)
+        numbers = np.arange(start, start + len(cosines))
+        near = np.argpartition(cosines, n - per_row, axis=1)[:, n - per_row :]
+        found.append((numbers.repeat(per_row), near.ravel(), np.take_along_axis(cosines, near, 1).ravel()))
+        stacked = np.concatenate([best, cosines])
+        owners = np.concatenate([owner, np.broadcast_to(numbers[:, None], cosines.shape)])
+        top = np.argpartition(stacked, len(stacked) - per_column, axis=0)[len(stacked) - per_column :]
+        best, owner = np.take_along_axis(stacked, top, 0), np.take_along_axis(owners, top, 0)
+    found.append((owner.ravel(), np.tile(np.arange(n), per_column), best.ravel()))
+    rows, columns, values = zip(*found, strict=True)
+    return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
+
+
+def _unit(matrix: Floats, dtype: np.dtype[Any]) -> Floats:
+    """Rows at unit length, norms in float64; a zero row becomes NaN, which is refused later."""
+    norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((matrix / norms[:, None]).astype(dtype, copy=False))
+
+
+def _signless(cosines: Floats, either_sign: bool) -> Floats:
+    return np.abs(cosines, out=cosines) if either_sign else cosines
+
+
 def _members(groups: Sequence[int]) -> list[Indices]:
     labels = np.asarray(groups)
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -80,7 +197,11 @@ def _checked(cost: NDArray[Any]) -> Doubles:
     if cost.ndim != 2:
         raise UsageError(f"a cost matrix has two axes; found shape {cost.shape}")
     finite = cost.astype(np.float64)
-    bad = finite.size - int(np.isfinite(finite).sum())
-    if bad:
-        raise NotComparable(f"not finite: {bad} of {finite.size} costs are NaN or infinite")
+    _require_finite(finite)
     return finite
+
+
+def _require_finite(cost: NDArray[Any]) -> None:
+    bad = cost.size - int(np.isfinite(cost).sum())
+    if bad:
+        raise NotComparable(f"not finite: {bad} of {cost.size} costs are NaN or infinite")

@@ -186,9 +186,10 @@ def _place_plot(e: StoredEvidence) -> Rug | None:
     if e.place is None or value is None:
         return None
     found = next((c for c in calibration.shipped() if c.id == e.place.calibration), None)
-    if found is None or any(e.method not in member.methods for member in found.members):
+    condition = next((c for c in found.conditions if c.name == e.place.condition), None) if found else None
+    if condition is None or e.method not in condition.scores:
         return None
-    unrelated = found.pairs(method_of(e.method)).tolist()
+    unrelated = [v for v in condition.scores[e.method].unrelated if v is not None]
     alt = f"{short_name(e.method)}: this pair at {number(value)} among {len(unrelated)} unrelated pairs."
     return rug((("unrelated pairs", unrelated),), alt, pointer=value)
 

@@ -1,0 +1,100 @@
+"""The two sides of a comparison: a reference opened and fingerprinted, or a stored fingerprint."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from whorl._readers.open import OpenedModel, open_model
+from whorl._readers.tokens import TokensRead, read_tokens
+from whorl.canonical.model import CanonicalModel
+from whorl.errors import UsageError
+from whorl.fingerprints import Fingerprint, say, scan
+from whorl.lineage.exact import ExactFinding, same_bytes, same_values
+from whorl.method import Method
+from whorl.progress import Progress
+from whorl.registry import weight_methods
+from whorl.weights.method import WeightMethod
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models.
+
+    Args:
+        fingerprint: Its fingerprint.
+        opened: The open model, None when only the fingerprint was given.
+    """
+
+    fingerprint: Fingerprint
+    opened: OpenedModel | None
+
+    @cached_property
+    def model(self) -> CanonicalModel | None:
+        """The model by roles, None without weights."""
+        return None if self.opened is None else CanonicalModel(self.opened.source)
+
+    @cached_property
+    def tokens(self) -> TokensRead:
+        """Token strings by id, as far as a tokenizer could be read."""
+        if self.opened is None:
+            return TokensRead(None, "a stored fingerprint holds no tokenizer")
+        return read_tokens(self.opened)
+
+
+def open_side(
+    ref: str | Fingerprint,
+    methods: Sequence[Method],
+    adapter: str | None,
+    offline: bool,
+    progress: Progress,
+    stack: contextlib.ExitStack,
+) -> Side:
+    """Fingerprint a reference, keeping it open on `stack`; stored fingerprints are loaded and checked.
+
+    Raises:
+        UsageError: a stored fingerprint lacks one of the methods.
+        InputRefused: as `whorl.fingerprint`.
+    """
+    reading = tuple(m for m in methods if isinstance(m, WeightMethod))
+    if isinstance(ref, str) and ref.endswith(".json"):
+        ref = Fingerprint.load(ref)
+    if isinstance(ref, Fingerprint):
+        missing = [m.canonical_name for m in reading if m.canonical_name not in ref.methods]
+        if missing:
+            raise UsageError(
+                f"The stored fingerprint of '{ref.resolved}' lacks {missing[0]}: make it again from the model."
+            )
+        return Side(ref, None)
+    opened = stack.enter_context(open_model(ref, adapter=adapter, offline=offline, progress=partial(say, progress)))
+    return Side(scan(opened, reading, progress), opened)
+
+
+def common_methods(refs: Sequence[str | Fingerprint]) -> tuple[WeightMethod, ...]:
+    """All methods that fingerprint one model, or those that every stored fingerprint holds."""
+    stored = [Fingerprint.load(r) if isinstance(r, str) and r.endswith(".json") else r for r in refs]
+    held = [set(f.methods) for f in stored if isinstance(f, Fingerprint)]
+    if not held:
+        return weight_methods(None)
+    common = set.intersection(*held)
+    if not common:
+        raise UsageError("The stored fingerprints have no method in common: make one of them again from the model.")
+    return weight_methods(sorted(common))
+
+
+def exact_finding(a: Side, b: Side) -> tuple[ExactFinding, tuple[str, ...]]:
+    """Exact comparison as far as it can be made, and what had to be skipped."""
+    found = same_bytes(a.fingerprint, b.fingerprint)
+    if found.relation is not None:
+        return found, ()
+    if a.model is None or b.model is None:
+        return found, ("exact comparison of values: a stored fingerprint holds no weights",)
+    return same_values(a.model, b.model, found.shared), ()
+
+
+def share_vocabulary(a: Side, b: Side) -> bool:
+    """Whether the tokenizers have at least as many strings in common as the residual stream has dimensions."""
+    if a.tokens.tokens is None or b.tokens.tokens is None:
+        return False
+    common = (set(a.tokens.tokens) & set(b.tokens.tokens)) - {None}
+    return len(common) >= max(a.fingerprint.shape.d_model, b.fingerprint.shape.d_model)
