@@ -23,7 +23,7 @@ from whorl.errors import MalformedFile, UnsafeFile, UsageError
 from whorl.lab._loop import cut_windows, learning_rate, window_order
 from whorl.lab.corpus import HELD_OUT_EVERY, Corpus, load_corpus
 from whorl.lab.tokenizer import END_ID, encode, train_tokenizer
-from whorl.lab.training import LoraSettings, ModelSize, Recipe, finetune, held_out_loss, load_llama, lora, pretrain
+from whorl.lab.training import LoraSettings, ModelSize, Recipe, finetune, held_out_loss, load_model, lora, pretrain
 from whorl.lab.truth import HeldOut, Member, Record, Truth, read_record, read_truth, truth_to_json, write_record
 from whorl.lab.zoo import PLANS, Plan, build_zoo, read_family, zoo_folder
 
@@ -362,7 +362,7 @@ def test_training_learns_and_transformers_opens_the_folder(tiny):
     model = AutoModelForCausalLM.from_pretrained(tiny, local_files_only=True, dtype=torch.float32)
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     with torch.no_grad():
-        assert torch.allclose(model(ids).logits, load_llama(tiny).eval()(ids).logits, atol=1e-5)
+        assert torch.allclose(model(ids).logits, load_model(tiny).eval()(ids).logits, atol=1e-5)
     assert held_out_loss(*read_model(tiny), tiny, TEXT) == pytest.approx(held_out["after"], abs=2e-4)
 
 
@@ -392,9 +392,9 @@ def test_lora_writes_an_adapter_that_peft_opens_and_its_merged_copy(tiny, tmp_pa
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        adapted = PeftModel.from_pretrained(load_llama(tiny), tmp_path / "a").eval()(input_ids=ids).logits
-        merged = load_llama(tmp_path / "ma").eval()(ids).logits
-        base = load_llama(tiny).eval()(ids).logits
+        adapted = PeftModel.from_pretrained(load_model(tiny), tmp_path / "a").eval()(input_ids=ids).logits
+        merged = load_model(tmp_path / "ma").eval()(ids).logits
+        base = load_model(tiny).eval()(ids).logits
     assert torch.allclose(adapted, merged, atol=1e-4)
     assert not torch.allclose(adapted, base, atol=1e-3)
     changed = tensors_of(tmp_path, "ma")["model.layers.0.mlp.up_proj.weight"]
@@ -423,8 +423,8 @@ def test_trainings_refuse_what_cannot_work(tiny, tmp_path):
     with pytest.raises(UsageError, match="LoRA targets query do not exist"):
         lora(tiny, tmp_path / "a", TEXT, recipe=FIVE, settings=LoraSettings(targets=("query",)))
     tensors, config = read_model(tiny)
-    with pytest.raises(MalformedFile, match="model type 'gpt2'"):
-        held_out_loss(tensors, {**config, "model_type": "gpt2"}, tiny, TEXT)
+    with pytest.raises(MalformedFile, match="model type 'bert'"):
+        held_out_loss(tensors, {**config, "model_type": "bert"}, tiny, TEXT)
     del tensors["model.norm.weight"]
     with pytest.raises(MalformedFile, match=r"'model\.norm\.weight'"):
         held_out_loss(tensors, config, tiny, TEXT)

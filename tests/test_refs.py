@@ -81,7 +81,7 @@ REFUSED = [
     ("file:///etc/passwd", "not an address"),
     ("datasets/org/name", "not 'org/name'"),
     ("hf://datasets/org/name", "is a dataset"),
-    ("gallery:llama", "gallery is not built yet"),
+    ("gallery:llama", "a stored fingerprint without weights"),
     ("a+b+c", "more than one"),
     ("+b", "empty side"),
     ("a+", "empty side"),

@@ -4,6 +4,8 @@
     org/name  org/name@rev  hf://org/name@rev  gpt2  web address   a repository on the Hub
     base+adapter                                                   a base with a LoRA adapter, each in any form above
 
+`gallery:name` names a stored fingerprint, no model: commands that compare take it (`whorl.gallery.stored`).
+
 Nothing is guessed: a text that has two readings is a `UsageError` that shows both spellings. `str(ref)` is the
 canonical spelling, and `parse_ref(str(ref)) == ref` for every `ref` that `parse_ref` made of one text (while no local
 folder takes the name of a repository).
@@ -117,7 +119,7 @@ def local_path(path: str) -> Path:
 def _parse_one(text: str) -> ModelRef:
     _check_characters(text)
     if text.startswith("gallery:"):
-        raise UsageError(f"'{safe_name(text)}': the gallery is not built yet; name a folder, a file or a repository.")
+        raise UsageError(f"'{safe_name(text)}' is a stored fingerprint without weights; name a model here.")
     if _is_path(text):
         return ModelRef(path=text)
     if "://" in text or _is_schemeless_address(text):

@@ -10,7 +10,8 @@ from whorl._readers.tokens import TokensRead, read_tokens
 from whorl.canonical.model import CanonicalModel
 from whorl.errors import UsageError
 from whorl.fingerprints import Fingerprint, say, scan
-from whorl.lineage.exact import ExactFinding, same_bytes, same_values
+from whorl.gallery import stored
+from whorl.lineage.exact import ExactFinding, same_bytes, same_values, shared_matrices
 from whorl.method import Method
 from whorl.progress import Progress
 from whorl.registry import weight_methods
@@ -24,10 +25,12 @@ class Side:
     Args:
         fingerprint: Its fingerprint.
         opened: The open model, None when only the fingerprint was given.
+        use_tokens: False withholds the tokenizer, as if every token had been renamed.
     """
 
     fingerprint: Fingerprint
     opened: OpenedModel | None
+    use_tokens: bool = True
 
     @cached_property
     def model(self) -> CanonicalModel | None:
@@ -37,6 +40,8 @@ class Side:
     @cached_property
     def tokens(self) -> TokensRead:
         """Token strings by id, as far as a tokenizer could be read."""
+        if not self.use_tokens:
+            return TokensRead(None, "withheld")
         if self.opened is None:
             return TokensRead(None, "a stored fingerprint holds no tokenizer")
         return read_tokens(self.opened)
@@ -57,8 +62,8 @@ def open_side(
         InputRefused: as `whorl.fingerprint`.
     """
     reading = tuple(m for m in methods if isinstance(m, WeightMethod))
-    if isinstance(ref, str) and ref.endswith(".json"):
-        ref = Fingerprint.load(ref)
+    if isinstance(ref, str):
+        ref = stored(ref) or ref
     if isinstance(ref, Fingerprint):
         missing = [m.canonical_name for m in reading if m.canonical_name not in ref.methods]
         if missing:
@@ -72,8 +77,8 @@ def open_side(
 
 def common_methods(refs: Sequence[str | Fingerprint]) -> tuple[WeightMethod, ...]:
     """All methods that fingerprint one model, or those that every stored fingerprint holds."""
-    stored = [Fingerprint.load(r) if isinstance(r, str) and r.endswith(".json") else r for r in refs]
-    held = [set(f.methods) for f in stored if isinstance(f, Fingerprint)]
+    prints = [stored(r) if isinstance(r, str) else r for r in refs]
+    held = [set(f.methods) for f in prints if f is not None]
     if not held:
         return weight_methods(None)
     common = set.intersection(*held)
@@ -88,6 +93,8 @@ def exact_finding(a: Side, b: Side) -> tuple[ExactFinding, tuple[str, ...]]:
     if found.relation is not None:
         return found, ()
     if a.model is None or b.model is None:
+        shared = None if a.model is None else shared_matrices(a.model, set(found.shared))
+        found = shared if shared is not None and shared.relation is not None else found
         return found, ("exact comparison of values: a stored fingerprint holds no weights",)
     return same_values(a.model, b.model, found.shared), ()
 

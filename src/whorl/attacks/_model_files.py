@@ -23,7 +23,7 @@ Tensors = Mapping[str, Array]
 DTYPES = ("F32", "F16", "BF16")
 _CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _STORED_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
-_COPIED = (
+COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -209,7 +209,7 @@ def _flush(file: Path) -> None:
 def _copied(folder: Path | None) -> dict[str, bytes]:
     if folder is None:
         return {}
-    return {name: (folder / name).read_bytes() for name in _COPIED if (folder / name).is_file()}
+    return {name: (folder / name).read_bytes() for name in COPIED if (folder / name).is_file()}
 
 
 def _write_weights(folder: Path, tensors: Tensors, dtype: str | Mapping[str, str] | None, n_shards: int) -> None:
@@ -229,9 +229,7 @@ def _write_weights(folder: Path, tensors: Tensors, dtype: str | Mapping[str, str
     (folder / "model.safetensors.index.json").write_text(text, "utf-8")
 
 
-def _write_shard(
-    path: Path, tensors: Tensors, names: Sequence[str], dtype: str | Mapping[str, str] | None
-) -> int:
+def _write_shard(path: Path, tensors: Tensors, names: Sequence[str], dtype: str | Mapping[str, str] | None) -> int:
     """Write one safetensors file with the tensors in this order; returns the bytes of data.
 
     Written here because the library's writer chooses the order, and orders several metadata entries at random.

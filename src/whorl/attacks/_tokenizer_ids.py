@@ -1,7 +1,7 @@
 """Tokenizer files whose ids are exchanged: the strings stay, every number that is a token id moves."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,24 @@ def movable_ids(folder: Path, n_rows: int) -> Order | None:
     return np.array(sorted(i for i in ids if 0 <= i < n_rows), dtype=np.intp)
 
 
-def moved_files(folder: Path, new_ids: Order) -> dict[str, bytes]:
-    """All files of a folder that hold token ids, with id i replaced by `new_ids[i]`."""
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """All tokens of a folder's `tokenizer.json` with their ids, added ones included.
+
+    Raises:
+        MalformedFile: there is none, or not the structure of a tokenizer.
+    """
+    if not (folder / NAME).is_file():
+        raise MalformedFile("folder", folder.name, f"no {NAME}", "one", "Only this form of a vocabulary is read here.")
+    parsed = parse_object((folder / NAME).read_bytes(), "file", NAME)
+    vocab = _vocabulary(parsed)
+    if isinstance(vocab, list) and not all(isinstance(entry, list) and entry for entry in vocab):
+        raise MalformedFile("file", NAME, "an entry that is no pair", "tokens with scores", "The tokenizer is damaged.")
+    tokens = vocab if isinstance(vocab, dict) else {str(entry[0]): i for i, entry in enumerate(vocab)}
+    return {**tokens, **{str(token.get("content")): int(token["id"]) for token in _added_tokens(parsed)}}
+
+
+def moved_files(folder: Path, new_ids: Order, only: Collection[str] | None = None) -> dict[str, bytes]:
+    """All files of a folder (or those named in `only`) that hold token ids, with id i replaced by `new_ids[i]`."""
     moved = {old: int(new) for old, new in enumerate(new_ids)}
     changes: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         NAME: lambda parsed: _moved_tokenizer(parsed, moved),
@@ -59,7 +75,7 @@ def moved_files(folder: Path, new_ids: Order) -> dict[str, bytes]:
     return {
         name: _dump(change(_parse((folder / name).read_bytes(), name)))
         for name, change in changes.items()
-        if (folder / name).is_file()
+        if (folder / name).is_file() and (only is None or name in only)
     }
 
 

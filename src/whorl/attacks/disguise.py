@@ -4,6 +4,7 @@
     result = disguise(roles, seed=0)                       # all edits the family allows
     result = disguise(roles, seed=0, edits=("R1", "N1"))   # or some of them; an impossible one is a UsageError
     write_disguised("model", "model-disguised", seed=0)    # folder in, folder out
+    write_disguised("model", "nameless", seed=0, rename_tokens=True)   # and strings of tokens that carry nothing (V2)
 
 A method that changes its mind after these edits reads the coordinates of a model, not the model.
 """
@@ -20,14 +21,26 @@ from whorl._readers.folder import open_local
 from whorl.attacks import _edits_inside as inside
 from whorl.attacks import _edits_residual as residual
 from whorl.attacks import _tokenizer_ids as tokenizer_ids
+from whorl.attacks._job import Job
 from whorl.attacks._model_files import DTYPES, Array, write_model
 from whorl.attacks._role_tensors import Order, RoleTensors, load_roles
+from whorl.attacks._token_names import renamed_files
 from whorl.canonical.model import CanonicalModel
 from whorl.errors import UsageError, safe_name
 from whorl.lab.truth import Record
 from whorl.source import TensorSource
 
-__all__ = ["EDITS", "Disguised", "Edit", "RoleTensors", "Vocabulary", "disguise", "load_roles", "write_disguised"]
+__all__ = [
+    "EDITS",
+    "Disguised",
+    "Edit",
+    "RoleTensors",
+    "Vocabulary",
+    "disguise",
+    "load_roles",
+    "run",
+    "write_disguised",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,7 @@ class Edit:
     apply: Callable[[RoleTensors, np.random.Generator], RoleTensors]
 
 
+GENERATION_CONFIG = "generation_config.json"
 VOCABULARY_EDIT = "V1"
 """The one edit that the tokenizer must follow."""
 
@@ -102,6 +116,11 @@ class Vocabulary:
 ANY_VOCABULARY = Vocabulary()
 
 
+def run(job: Job, *, edits: Sequence[str] | Literal["all"] = "all", rename_tokens: bool = False) -> None:
+    """Disguise a model; options as for `write_disguised`."""
+    write_disguised(job.model, job.out, job.seed, edits, rename_tokens=rename_tokens)
+
+
 def disguise(
     roles: RoleTensors,
     seed: int,
@@ -149,6 +168,7 @@ def write_disguised(
     *,
     dtype: str = "original",
     parent: str | None = None,
+    rename_tokens: bool = False,
 ) -> Disguised:
     """Disguise a model and write it as a Hugging Face folder with its tokenizer and `whorl_truth.json`.
 
@@ -160,6 +180,8 @@ def write_disguised(
         dtype: "F64", "F32", "F16", "BF16", or "original": the type the model has, F32 where it has several or is
             quantised.
         parent: Name of the model for the record; default the name of its folder.
+        rename_tokens: V2: replace the tokenizer by one whose strings carry nothing ("t0017"). Ids then need not follow
+            the old tokenizer, so V1 may move them all.
 
     Raises:
         InputRefused: the model or its tokenizer cannot be read.
@@ -168,44 +190,63 @@ def write_disguised(
     if dtype not in {"original", "F64", *DTYPES}:
         raise UsageError(f"Unknown dtype '{safe_name(dtype)}'; expected original, F64, {', '.join(DTYPES)}.")
     if not isinstance(model, str | os.PathLike):
-        return _write(model, None, Path(out), seed, edits, dtype, parent or Path(model.label).name)
+        return _write(
+            _Task(model, None, Path(out), seed, edits, dtype, parent or Path(model.label).name, rename_tokens)
+        )
     path = Path(model)
     source = open_local(path)
     try:
         folder = path.parent if path.is_file() else path
-        return _write(source, folder, Path(out), seed, edits, dtype, parent or path.name)
+        return _write(_Task(source, folder, Path(out), seed, edits, dtype, parent or path.name, rename_tokens))
     finally:
         source.close()
 
 
-def _write(
-    source: TensorSource,
-    folder: Path | None,
-    out: Path,
-    seed: int,
-    edits: Sequence[str] | Literal["all"],
-    dtype: str,
-    parent: str,
-) -> Disguised:
-    model = CanonicalModel(source)
+@dataclass(frozen=True)
+class _Task:
+    """What `write_disguised` was asked for; `folder` holds the tokenizer, if there is one."""
+
+    source: TensorSource
+    folder: Path | None
+    out: Path
+    seed: int
+    edits: Sequence[str] | Literal["all"]
+    dtype: str
+    parent: str
+    rename_tokens: bool
+
+
+def _write(task: _Task) -> Disguised:
+    model = CanonicalModel(task.source)
     roles = load_roles(model)
-    vocabulary = ANY_VOCABULARY if folder is None else _vocabulary(folder, roles, edits)
-    result = disguise(roles, seed, edits, vocabulary=vocabulary)
+    keep_names = task.folder is not None and not task.rename_tokens
+    vocabulary = _vocabulary(task.folder, roles, task.edits) if task.folder and keep_names else ANY_VOCABULARY
+    result = disguise(roles, task.seed, task.edits, vocabulary=vocabulary)
     parameters = {
         "edits": list(result.applied),
         "skipped": dict(result.skipped),
         "dropped": list(model.inventory.unknown),
+        "tokens_renamed": task.rename_tokens,
     }
-    record = Record(kind="disguised", parents=(parent,), parameters=parameters, seed=seed)
-    moved: dict[str, bytes] = {}
-    if folder is not None and result.old_ids is not None:
-        moved = tokenizer_ids.moved_files(folder, np.argsort(result.old_ids))
+    record = Record(kind="disguised", parents=(task.parent,), parameters=parameters, seed=task.seed)
     arrays, config = result.roles.pack(), dict(result.roles.config)
-    stored = _stored_type(arrays, source) if dtype == "original" else dtype
+    stored = _stored_type(arrays, task.source) if task.dtype == "original" else task.dtype
     if stored == "F64":
         config["dtype"] = "float64"
-    write_model(out, arrays, config, folder, record=record, dtype=None if stored == "F64" else stored, files=moved)
+    dtype = None if stored == "F64" else stored
+    copy_from = task.folder if keep_names else None
+    write_model(task.out, arrays, config, copy_from, record=record, dtype=dtype, files=_files(task, result))
     return result
+
+
+def _files(task: _Task, result: Disguised) -> dict[str, bytes]:
+    """The tokenizer files that differ from the model's, and its generation config with moved ids."""
+    moved: dict[str, bytes] = {}
+    if task.folder is not None and (result.old_ids is not None or task.rename_tokens):
+        old_ids = np.arange(result.roles.shape.n_vocab) if result.old_ids is None else result.old_ids
+        only = (GENERATION_CONFIG,) if task.rename_tokens else None
+        moved = tokenizer_ids.moved_files(task.folder, np.argsort(old_ids), only)
+    return {**moved, **renamed_files(result.roles.shape.n_vocab, result.roles.config)} if task.rename_tokens else moved
 
 
 def _vocabulary(folder: Path, roles: RoleTensors, edits: Sequence[str] | Literal["all"]) -> Vocabulary:

@@ -1,15 +1,62 @@
 """Magnitude pruning: the smallest weights of each matrix become zero, nothing is retrained.
 
 Unstructured pruning zeroes a share of each matrix (Han et al., arXiv:1506.02626); 2:4 zeroes two of every four
-neighbours along the input axis, the pattern that sparse tensor cores accelerate (arXiv:2104.08378).
+neighbours along the input axis, the pattern that sparse tensor cores accelerate (arXiv:2104.08378). Patterns that make
+tensors smaller are in `structured`.
 """
 
 from typing import Any
 
 import numpy as np
 
+from whorl.attacks._job import Job
 from whorl.attacks._model_files import Array, Tensors, edited, matrix_names
-from whorl.errors import UsageError
+from whorl.attacks._role_tensors import RoleTensors
+from whorl.attacks.structured import drop_heads, drop_neurons, drop_width
+from whorl.errors import UsageError, safe_name
+
+PATTERNS = ("magnitude", "2:4", "neurons", "heads", "width")
+DEFAULT_SHARE = 0.5
+
+
+def run(job: Job, *, pattern: str = "magnitude", share: float | None = None, include: str | None = None) -> None:
+    """Prune a model.
+
+    Args:
+        job: One model.
+        pattern: One of `PATTERNS`.
+        share: Share that goes, default `DEFAULT_SHARE`; 2:4 takes none, it is always one half.
+        include: Shell pattern of the matrices, for "magnitude" and "2:4".
+
+    Raises:
+        UsageError: an unknown pattern, an option that it does not take, or a model it is not possible for.
+    """
+    if pattern not in PATTERNS:
+        raise UsageError(f"Unknown pattern '{safe_name(pattern)}'; expected one of {', '.join(PATTERNS)}.")
+    if pattern == "2:4" and share is not None:
+        raise UsageError("The pattern 2:4 takes no --share: it zeroes two of every four weights.")
+    if pattern not in PATTERNS[:2] and include is not None:
+        raise UsageError(f"The pattern {pattern} takes no --include: it cuts the whole model.")
+    share = DEFAULT_SHARE if share is None else share
+    if pattern in PATTERNS[:2]:
+        tensors, config = job.read()
+        two_four = pattern == "2:4"
+        pruned = (
+            prune_two_four(tensors, include=include) if two_four else prune_magnitude(tensors, share, include=include)
+        )
+        job.write(job.record("pruned", {"share": share}), pruned, config)
+        return
+    roles, dropped = job.read_roles()
+    cut, facts = _cut(roles, pattern, share)
+    facts = {"share": share, "dropped": list(dropped), **facts}
+    job.write(job.record("pruned", facts), cut.pack(), cut.config)
+
+
+def _cut(roles: RoleTensors, pattern: str, share: float) -> tuple[RoleTensors, dict[str, Any]]:
+    if pattern == "width":
+        narrow, energy = drop_width(roles, share)
+        return narrow, {"energy_kept": energy}
+    return (drop_neurons if pattern == "neurons" else drop_heads)(roles, share), {}
 
 
 def prune_magnitude(tensors: Tensors, share: float, *, include: str | None = None) -> dict[str, Array]:

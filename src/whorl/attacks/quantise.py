@@ -7,8 +7,18 @@ no calibration data, tables and norms are left alone.
 import numpy as np
 from numpy.typing import NDArray
 
+from whorl.attacks._job import Job
 from whorl.attacks._model_files import Array, Tensors, edited, matrix_names
 from whorl.errors import UsageError
+
+
+def run(
+    job: Job, *, bits: int = 4, group: int | None = None, symmetric: bool = True, include: str | None = None
+) -> None:
+    """Quantise a model; the rounded values are stored in the types that its tensors have. Options as for `quantise`."""
+    tensors, config = job.read()
+    rounded = quantise(tensors, bits, group=group, symmetric=symmetric, include=include)
+    job.write(job.record("quantised"), rounded, config)
 
 
 def quantise(

@@ -156,5 +156,8 @@ def _local(model: str | os.PathLike[str]) -> Path:
     ref = parse_ref(model)
     if ref.path is None or ref.adapter is not None:
         shown = safe_name(model)
-        raise UsageError(f"'{shown}' is no local model: fetch it, or merge its adapter, into a folder first.")
+        raise UsageError(
+            f"'{shown}' is no local path, which starts with '.', '/' or '~': attacks change models on this machine, "
+            "without adapters."
+        )
     return local_path(ref.path)

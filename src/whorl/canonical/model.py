@@ -76,6 +76,17 @@ class CanonicalModel:
         """The sublayers of one layer."""
         yield from self._read_plans([plan for plan in self.layout.parts if plan.layer == layer], digests)
 
+    def attention_part(self, layer: int, digests: Digests | None = None) -> Part:
+        """The attention of one layer; its MLP is not read.
+
+        Raises:
+            LookupError: the model has no such layer.
+        """
+        plans = [plan for plan in self.layout.parts if plan.layer == layer and plan.kind == "attention"]
+        if not plans:
+            raise LookupError(f"{self.label} has no layer {layer}")
+        return next(self._read_plans(plans[:1], digests))
+
     def embedding_blocks(self, n_rows: int = 8192, digests: Digests | None = None) -> Iterator[Floats]:
         """Embedding rows as stored, in blocks (at most n_rows, d)."""
         yield from self._blocks(self.layout.outer["embed"], n_rows, digests)

@@ -1,4 +1,4 @@
-"""Build, read and measure the Llama models of the lab."""
+"""Build, read and measure the models of the lab: Llama, and GPT-2 as a second architecture."""
 
 import contextlib
 import json
@@ -21,12 +21,13 @@ from whorl.lab._loop import cut_windows, mean_loss
 from whorl.lab.corpus import Corpus
 from whorl.lab.tokenizer import END_ID, encode, load_tokenizer
 
+FAMILIES = ("llama", "gpt2")
 LOSS_DIGITS = 4  # stored losses; further digits differ between machines
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Shape of a Llama model; the defaults have 279,616 weights.
+    """Shape of a model; the defaults are a Llama of 279,616 weights.
 
     Args:
         d_model: Residual width.
@@ -38,6 +39,8 @@ class ModelSize:
         n_vocab: Vocabulary entries, at least 257.
         n_context: Tokens per window.
         tied: Whether the output table is the embedding.
+        family: "llama", or "gpt2": LayerNorm, biases, learned positions, an MLP without gate (its n_kv_heads is n_heads
+            and its d_head is d_model / n_heads).
     """
 
     d_model: int = 64
@@ -49,14 +52,28 @@ class ModelSize:
     n_vocab: int = 512
     n_context: int = 128
     tied: bool = True
+    family: str = "llama"
 
     def __post_init__(self) -> None:
-        numbers = [v for k, v in asdict(self).items() if k != "tied"]
+        if self.family not in FAMILIES:
+            raise UsageError(f"The lab has no family '{safe_name(self.family)}'; expected {' or '.join(FAMILIES)}.")
+        numbers = [v for k, v in asdict(self).items() if k not in {"tied", "family"}]
         if min(numbers) < 1 or self.n_heads % self.n_kv_heads or self.d_head % 2 or self.n_vocab < 257:
             raise UsageError(
                 f"Model size {asdict(self)}: expected positive numbers, n_kv_heads dividing n_heads, "
                 "an even d_head and n_vocab of at least 257."
             )
+        if self.family == "gpt2" and (self.n_kv_heads != self.n_heads or self.d_head * self.n_heads != self.d_model):
+            raise UsageError(
+                f"Model size {asdict(self)}: GPT-2 has n_kv_heads = n_heads and d_head = d_model / n_heads."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """All fields as records and plans keep them; "llama" is left out, as records from before GPT-2 have it."""
+        values = asdict(self)
+        if self.family == "llama":
+            del values["family"]
+        return values
 
 
 def require_lab() -> None:
@@ -99,8 +116,12 @@ def laboratory(n_threads: int, seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def llama_config(size: ModelSize) -> Any:
-    """The `transformers.LlamaConfig` of a size."""
+def new_model(size: ModelSize) -> Any:
+    """A model of a size with random weights, drawn from torch's global state."""
+    return _model_class(size.family)(_gpt2_config(size) if size.family == "gpt2" else _llama_config(size))
+
+
+def _llama_config(size: ModelSize) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -119,44 +140,86 @@ def llama_config(size: ModelSize) -> Any:
     )
 
 
-def new_llama(config: Any) -> Any:
-    from transformers import LlamaForCausalLM
+def _gpt2_config(size: ModelSize) -> Any:
+    from transformers import GPT2Config
 
-    return LlamaForCausalLM(config)
+    return GPT2Config(
+        architectures=["GPT2LMHeadModel"],
+        vocab_size=size.n_vocab,
+        n_embd=size.d_model,
+        n_inner=size.d_mlp,
+        n_layer=size.n_layers,
+        n_head=size.n_heads,
+        n_positions=size.n_context,
+        tie_word_embeddings=size.tied,
+        # no dropout, as in the Llama models
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=END_ID,
+        eos_token_id=END_ID,
+    )
 
 
-def load_llama(folder: Path) -> Any:
-    """A Llama folder as a float32 `LlamaForCausalLM`, without touching random state.
+def _model_class(family: str) -> Any:
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+    return {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel}[family]
+
+
+def size_of(model: Any) -> ModelSize:
+    """The size of a model of the lab."""
+    c = model.config
+    gpt2 = c.model_type == "gpt2"
+    return ModelSize(
+        d_model=c.hidden_size,
+        n_layers=c.num_hidden_layers,
+        n_heads=c.num_attention_heads,
+        n_kv_heads=c.num_attention_heads if gpt2 else c.num_key_value_heads,
+        d_head=c.hidden_size // c.num_attention_heads if gpt2 else c.head_dim,
+        d_mlp=(c.n_inner or 4 * c.hidden_size) if gpt2 else c.intermediate_size,
+        n_vocab=c.vocab_size,
+        n_context=c.max_position_embeddings,
+        tied=c.tie_word_embeddings,
+        family=c.model_type,
+    )
+
+
+def load_model(folder: Path) -> Any:
+    """A folder of one of `FAMILIES` as a float32 model of transformers, without touching random state.
 
     Raises:
-        InputRefused: the folder cannot be read, is not a Llama, or its tensors do not fit its config.
+        InputRefused: the folder cannot be read, is of another family, or its tensors do not fit its config.
     """
-    return _llama_of(*read_model(folder), name=folder.name)
+    return _model_of(*read_model(folder), name=folder.name)
 
 
 def held_out_loss(tensors: Tensors, config: Mapping[str, Any], tokenizer_folder: Path, corpus: Corpus) -> float:
-    """Mean loss of a Llama on a text's held-out part, nats per token, rounded to 4 digits.
+    """Mean loss of a model on a text's held-out part, nats per token, rounded to 4 digits.
 
     Raises:
-        MalformedFile: not a Llama, or tensors that do not fit the config.
+        MalformedFile: another family, or tensors that do not fit the config.
     """
     require_lab()
     with laboratory(n_threads=1, seed=0):
-        model = _llama_of(tensors, config, name="model")
+        model = _model_of(tensors, config, name="model")
         tokens = encode(load_tokenizer(tokenizer_folder), corpus.held_out)
         return round(mean_loss(model, cut_windows(tokens, model.config.max_position_embeddings)), LOSS_DIGITS)
 
 
-def _llama_of(tensors: Tensors, config: Mapping[str, Any], name: str) -> Any:
+def _model_of(tensors: Tensors, config: Mapping[str, Any], name: str) -> Any:
     require_lab()
     import torch
-    from transformers import LlamaConfig
 
-    if config.get("model_type") != "llama":
-        found = f"model type '{safe_name(config.get('model_type'), 40)}'"
-        raise MalformedFile("config", name, found, "'llama'", "The lab trains Llama models only.")
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        found = f"model type '{safe_name(family, 40)}'"
+        raise MalformedFile(
+            "config", name, found, " or ".join(f"'{f}'" for f in FAMILIES), "The lab trains these only."
+        )
+    model_class = _model_class(str(family))
     with torch.random.fork_rng(devices=[]):
-        model = new_llama(LlamaConfig.from_dict(dict(config)))
+        model = model_class(model_class.config_class.from_dict(dict(config)))
     given = {key: array.shape for key, array in tensors.items()}
     if model.config.tie_word_embeddings:
         given.pop("lm_head.weight", None)

@@ -1,6 +1,7 @@
 """The training loop: windows of tokens in a seeded order, AdamW, and the losses before, during and after."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from whorl.errors import UsageError
 from whorl.progress import Progress
 
 EVALUATION_BATCH = 32
+
+Loss = Callable[[Any, NDArray[np.int64]], Any]
+"""From a model and a batch of windows (n, n_context) to a scalar tensor in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,12 @@ def mean_loss(model: Any, windows: NDArray[np.int64]) -> float:
     with torch.no_grad():
         for start in range(0, len(windows), EVALUATION_BATCH):
             batch = windows[start : start + EVALUATION_BATCH]
-            total += _loss(model, batch).item() * len(batch)
+            total += next_token_loss(model, batch).item() * len(batch)
     return total / len(windows)
 
 
-def _loss(model: Any, batch: NDArray[np.int64]) -> Any:
+def next_token_loss(model: Any, batch: NDArray[np.int64]) -> Any:
+    """Mean cross-entropy of a batch of windows with the tokens that follow, nats per token; a scalar tensor."""
     import torch
 
     ids = torch.from_numpy(np.ascontiguousarray(batch))
@@ -94,7 +99,13 @@ def _loss(model: Any, batch: NDArray[np.int64]) -> Any:
 
 
 def optimise(
-    model: Any, parameters: list[Any], windows: NDArray[np.int64], recipe: Recipe, name: str, progress: Progress
+    model: Any,
+    parameters: list[Any],
+    windows: NDArray[np.int64],
+    recipe: Recipe,
+    name: str,
+    progress: Progress,
+    loss_of: Loss = next_token_loss,
 ) -> tuple[float, ...]:
     """Train in place by the recipe; returns the loss of each step in nats per token."""
     import torch
@@ -111,7 +122,7 @@ def optimise(
     for step, rows in enumerate(batches):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe)
-        loss = _loss(model, windows[rows])
+        loss = loss_of(model, windows[rows])
         losses.append(_finite(loss.item(), step, recipe))
         optimiser.zero_grad()
         loss.backward()

@@ -48,7 +48,7 @@ def held_out_plans() -> tuple[Plan, ...]:
 
 def _root(name: str, init_seed: int, data_seed: int, recipe: Recipe, text: str = "docstrings") -> Plan:
     recipe = replace(recipe, data_seed=data_seed)
-    return Plan(name, "pretrained", (), {"text": text, "size": asdict(BASE), "init_seed": init_seed, **asdict(recipe)})
+    return Plan(name, "pretrained", (), {"text": text, "size": BASE.facts(), "init_seed": init_seed, **asdict(recipe)})
 
 
 def _derived(name: str, seed: int) -> list[Plan]:

@@ -1,8 +1,8 @@
-"""Train small Llama models: from scratch, fully fine-tuned, or with a LoRA adapter.
+"""Train small models: from scratch, fully fine-tuned, or with a LoRA adapter (`distil` trains one on another's words).
 
-Models are the real `LlamaForCausalLM` of transformers, built from a config and never downloaded. A training is fixed by
-its texts, seeds, recipe, thread count and library versions; the same ones give the same bytes on the same machine.
-Seeds and the thread count are set for the training only and restored after it.
+Models are the real `LlamaForCausalLM` or `GPT2LMHeadModel` of transformers, built from a config and never downloaded.
+A training is fixed by its texts, seeds, recipe, thread count and library versions; the same ones give the same bytes on
+the same machine. Seeds and the thread count are set for the training only and restored after it.
 """
 
 import dataclasses
@@ -22,14 +22,13 @@ from whorl.lab._llama import (
     held_out_loss,
     laboratory,
     library_versions,
-    llama_config,
-    load_llama,
-    new_llama,
+    load_model,
+    new_model,
     require_lab,
     round_in_place,
     tensors_of,
 )
-from whorl.lab._loop import Recipe, cut_windows, mean_loss, optimise
+from whorl.lab._loop import Loss, Recipe, cut_windows, mean_loss, next_token_loss, optimise
 from whorl.lab.corpus import Corpus
 from whorl.lab.tokenizer import encode, load_tokenizer, tokenizer_files, train_tokenizer
 from whorl.lab.truth import Record, write_record
@@ -44,7 +43,7 @@ __all__ = [
     "finetune",
     "held_out_loss",
     "library_versions",
-    "load_llama",
+    "load_model",
     "lora",
     "pretrain",
     "require_lab",
@@ -118,10 +117,10 @@ def pretrain(
     size, recipe = size or ModelSize(), recipe or Recipe()
     with laboratory(recipe.n_threads, init_seed):
         tokenizer = train_tokenizer(corpus.train, size.n_vocab)
-        model = new_llama(llama_config(size))
-        run = _Run(folder, corpus, tokenizer, recipe, size.n_context, progress)
+        model = new_model(size)
+        run = Run(folder, corpus, tokenizer, recipe, size.n_context, progress)
         trained = run.train(model, model.parameters())
-        details = {"size": asdict(size), "init_seed": init_seed, "dtype": dtype}
+        details = {"size": size.facts(), "init_seed": init_seed, "dtype": dtype}
         return run.finish(model, trained, Record("pretrained", (), details, recipe.data_seed), dtype)
 
 
@@ -135,7 +134,7 @@ def finetune(
     frozen: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Training:
-    """Train all weights of a Llama folder on another text and write the result as a new folder.
+    """Train all weights of a model folder on another text and write the result as a new folder.
 
     Args:
         base: Folder of the starting model, with `tokenizer.json`.
@@ -148,13 +147,13 @@ def finetune(
 
     Raises:
         UsageError: as for `pretrain`, or nothing is left to train.
-        MalformedFile: the base is no complete Llama folder.
+        MalformedFile: the base is no complete folder of a family of the lab.
     """
     recipe = recipe or Recipe(n_steps=200, learning_rate=1e-3)
     with laboratory(recipe.n_threads, recipe.data_seed):
-        model = load_llama(base)
+        model = load_model(base)
         trainable = _freeze(model, frozen)
-        run = _Run(folder, corpus, load_tokenizer(base), recipe, model.config.max_position_embeddings, progress)
+        run = Run(folder, corpus, load_tokenizer(base), recipe, model.config.max_position_embeddings, progress)
         trained = run.train(model, trainable)
         record = Record("fine-tuned", (base.name,), {"dtype": dtype, "frozen": list(frozen)}, recipe.data_seed)
         return run.finish(model, trained, record, dtype, copy_from=base)
@@ -188,13 +187,13 @@ def lora(
 
     Raises:
         UsageError: as for `pretrain`, or a target does not exist.
-        MalformedFile: the base is no complete Llama folder.
+        MalformedFile: the base is no complete folder of a family of the lab.
     """
     recipe, settings = recipe or Recipe(n_steps=200, learning_rate=2e-3, weight_decay=0.0), settings or LoraSettings()
     with laboratory(recipe.n_threads, settings.seed):
-        model = _with_adapter(load_llama(base), settings)
+        model = _with_adapter(load_model(base), settings)
         n_context = model.config.max_position_embeddings
-        run = _Run(adapter_folder, corpus, load_tokenizer(base), recipe, n_context, progress)
+        run = Run(adapter_folder, corpus, load_tokenizer(base), recipe, n_context, progress)
         trained = run.train(model, [p for p in model.parameters() if p.requires_grad])
         trained = dataclasses.replace(trained, loss_after=run.held_out_loss(model))
         details = {"lora": {**asdict(settings), "targets": list(settings.targets)}, "dtype": dtype}
@@ -209,7 +208,7 @@ def lora(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One training: its text as windows, and the files it ends in."""
 
     folder: Path
@@ -219,13 +218,13 @@ class _Run:
     n_context: int
     progress: Progress
 
-    def train(self, model: Any, parameters: Any) -> Training:
+    def train(self, model: Any, parameters: Any, loss: Loss = next_token_loss) -> Training:
         """Train in place; the later loss is measured by whoever knows in which form the weights are kept."""
         if self.folder.exists():
             raise UsageError(f"'{self.folder}' exists already; choose a new folder or remove it.")
         windows = cut_windows(encode(self.tokenizer, self.corpus.train), self.n_context)
         before = self.held_out_loss(model)
-        losses = optimise(model, list(parameters), windows, self.recipe, self.folder.name, self.progress)
+        losses = optimise(model, list(parameters), windows, self.recipe, self.folder.name, self.progress, loss)
         n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return Training(before, math.nan, losses, n_parameters)
 

@@ -62,7 +62,7 @@ class Plan:
 def _root(name: str, size: ModelSize, seed: int) -> Plan:
     recipe = dataclasses.replace(PRETRAINING, data_seed=DATA_SEED_OFFSET + seed)
     return Plan(
-        name, "pretrained", (), {"text": "docstrings", "size": asdict(size), "init_seed": seed, **asdict(recipe)}
+        name, "pretrained", (), {"text": "docstrings", "size": size.facts(), "init_seed": seed, **asdict(recipe)}
     )
 
 
@@ -197,7 +197,7 @@ def _with_parents(only: Sequence[str] | None, plans: Sequence[Plan]) -> list[Pla
         plan = by_name[waiting.pop()]
         if plan.name not in needed:
             needed.add(plan.name)
-            waiting.extend([*plan.parents, *([plan.with_member] if plan.with_member else [])])
+            waiting.extend([*_sources(plan), *([plan.with_member] if plan.with_member else [])])
     return [plan for plan in plans if plan.name in needed]
 
 
@@ -205,14 +205,21 @@ def _discard(out: Path, name: str, plans: Sequence[Plan]) -> None:
     """Remove a member and what was made from it: a child of a replaced parent would belie its record."""
     shutil.rmtree(out / name, ignore_errors=True)
     for plan in plans:
-        if name in plan.parents:
+        if name in _sources(plan):
             _discard(out, plan.name, plans)
+
+
+def _sources(plan: Plan) -> tuple[str, ...]:
+    """Members that must be there first: parents, and the teacher of a distilled one, which is no parent."""
+    return (*plan.parents, plan.settings["teacher"]) if "teacher" in plan.settings else plan.parents
 
 
 def _check_same_plan(plan: Plan, folder: Path) -> None:
     record = read_record(folder)
     made = {"kind": record.kind, "parents": list(record.parents), **record.parameters["recipe"]}
     asked = {"kind": plan.kind, "parents": list(plan.parents), **plan.settings}
+    if isinstance(asked.get("size"), dict):
+        asked["size"] = ModelSize(**asked["size"]).facts()
     changed = sorted(key for key in asked if made.get(key) != json.loads(json.dumps(asked[key])))
     if changed:
         raise UsageError(
@@ -228,6 +235,22 @@ def _pretrain(out: Path, plan: Plan, progress: Progress) -> None:
         size=ModelSize(**plan.settings["size"]),
         recipe=_recipe(plan),
         init_seed=plan.settings["init_seed"],
+        progress=progress,
+    )
+
+
+def _distil(out: Path, plan: Plan, progress: Progress) -> None:
+    from whorl.lab.distil import distil
+
+    size = plan.settings.get("size")
+    distil(
+        out / plan.settings["teacher"],
+        out / plan.name,
+        load_corpus(plan.settings["text"]),
+        size=None if size is None else ModelSize(**size),
+        recipe=_recipe(plan),
+        init_seed=plan.settings["init_seed"],
+        temperature=plan.settings.get("temperature", 1.0),
         progress=progress,
     )
 
@@ -347,6 +370,7 @@ def _disguise(out: Path, plan: Plan, progress: Progress) -> None:
 _Step = Callable[[Path, Plan, Progress], None]
 _STEPS: dict[str, _Step] = {
     "pretrained": _pretrain,
+    "distilled": _distil,
     "fine-tuned": _finetune,
     "adapter": _lora,
     "lora-merged": _lora,

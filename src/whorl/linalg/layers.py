@@ -107,3 +107,66 @@ def _checked(score: Floats) -> Doubles:
     if bad:
         raise NotComparable(f"not finite: {bad} of {finite.size} layer scores are NaN or infinite")
     return finite
+
+
+def align_with_restarts(score: Floats, gap: float | None = None, restart: float | None = None) -> LayerPath:
+    """The best path on which B may use layers of A again: depth up-scaling, or layers in another order (ours).
+
+    B's layers are taken in order. Each is matched with a layer of A or left unmatched; after layer i of A the next
+    match is i + 1, or a later layer (the skipped ones count `gap` each), or, at the cost `restart`, layer i again or an
+    earlier one. Layers of A that are never used stand in the path as (i, None), before the first match of a later one.
+
+    Args:
+        score: Similarity of layer i of A and j of B, shape (L, L'), higher is closer, finite.
+        gap: Value of leaving one layer unmatched; default as in `align_layers`.
+        restart: Cost of going back, at least 0. Default: half of what a match is worth over the gaps it replaces,
+            median_j max_i S - 2 gap, so that even one layer used twice pays when it is a clear match.
+
+    Raises:
+        NotComparable: a score is NaN or infinite, or a model has no layer.
+        UsageError: `score` is not two-dimensional, or `gap` or `restart` is out of range.
+    """
+    finite = _checked(score)
+    value = _default_gap(finite) if gap is None else float(gap)
+    worth = float(np.median(finite.max(axis=0))) - 2 * value
+    cost = max(0.0, worth / 2) if restart is None else float(restart)
+    if not (np.isfinite(value) and np.isfinite(cost) and cost >= 0):
+        raise UsageError(f"gap must be finite and restart at least 0; found {gap} and {restart}")
+    total, used = _walk(finite, value, cost)
+    return LayerPath(_with_unused(used, finite.shape[0]), total, value)
+
+
+def _walk(score: Doubles, gap: float, restart: float) -> tuple[float, list[int | None]]:
+    """Best total and the layer of A for each layer of B. State: the last used layer of A, shifted by one; 0 = none."""
+    rows, columns = score.shape
+    place = np.arange(rows + 1)
+    ahead = place[None, :] - place[:, None]  # (from, to)
+    move = np.where(ahead >= 1, (ahead - 1) * gap, -restart)
+    move[:, 0] = -np.inf
+    best = np.full(rows + 1, -np.inf)
+    best[0] = 0.0
+    came = np.zeros((columns, rows + 1), dtype=np.intp)
+    stayed = np.zeros((columns, rows + 1), dtype=bool)
+    for j in range(columns):
+        entered = best[:, None] + move
+        came[j] = entered.argmax(axis=0)
+        matched = entered.max(axis=0) + np.concatenate([[-np.inf], score[:, j]])
+        stayed[j] = best + gap > matched
+        best = np.where(stayed[j], best + gap, matched)
+    best = best + (rows - place) * gap  # what follows the last used layer is skipped as well
+    state = int(best.argmax())
+    total, used = float(best[state]), list[int | None]()
+    for j in reversed(range(columns)):
+        used.append(None if stayed[j, state] else state - 1)
+        state = state if stayed[j, state] else int(came[j, state])
+    return total, used[::-1]
+
+
+def _with_unused(used: list[int | None], n_layers: int) -> tuple[Pair, ...]:
+    waiting = [i for i in range(n_layers) if i not in set(used)]
+    pairs: list[Pair] = []
+    for j, i in enumerate(used):
+        while i is not None and waiting and waiting[0] < i:
+            pairs.append((waiting.pop(0), None))
+        pairs.append((i, j))
+    return (*pairs, *((i, None) for i in waiting))

@@ -112,8 +112,8 @@ def spearman_log_p(rhos: Sequence[float], sizes: Sequence[int]) -> float:
 
 def _log_moment(t: float, size: int) -> float:
     """The bound on ln E exp(t sum_i c_i c_pi(i)) above."""
-    c = t * (np.arange(size) - (size - 1) / 2)
-    return 0.5 * float((_log_sinhc(size * c) - _log_sinhc(c)).sum())
+    c: Doubles = t * (np.arange(size, dtype=np.float64) - (size - 1) / 2)
+    return 0.5 * float(np.subtract(_log_sinhc(size * c), _log_sinhc(c)).sum())
 
 
 def _log_sinhc(x: Doubles) -> Doubles:

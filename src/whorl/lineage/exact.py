@@ -120,7 +120,7 @@ class _Tally:
     def finding(self, a: CanonicalModel) -> ExactFinding:
         """What all tensors together say."""
         if self.n_different:
-            return _partly(a, self.shared)
+            return shared_matrices(a, self.shared)
         if not self.n_informative:
             return ExactFinding(None, "no matrix holds enough different values to be recognised")
         rounded_to = f" after rounding to {self.bits} mantissa bits" if self.bits < MANTISSA_BITS["F32"] else ""
@@ -244,8 +244,8 @@ def _informative(x: Floats) -> bool:
     return bool(counts.size >= min(MIN_DISTINCT, sample.size // 4) and counts.max() <= MAX_SHARE * sample.size)
 
 
-def _partly(a: CanonicalModel, shared: set[str]) -> ExactFinding:
-    """Shared tensors count only when they are informative matrices of the layers."""
+def shared_matrices(a: CanonicalModel, shared: set[str]) -> ExactFinding:
+    """Which tensors of A known to occur elsewhere are informative matrices of its layers; only these count as shared."""
     holders = {s.name for (role, layer, _), s in a.layout.slots() if layer is not None and role in MATRIX_ROLES}
     matrices = tuple(name for name in sorted(shared & holders) if _informative(a.source.rows(name)))
     if not matrices:

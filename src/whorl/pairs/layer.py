@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whorl.canonical.roles import Attention, Mlp
+from whorl.pairs.extras import PairExtras
 from whorl.source import Floats
 
 
@@ -19,6 +20,7 @@ class MatchedLayer:
         mlp: Canonical dense MLP of both; None where either has experts.
         r: Shape (d_a, d_b), orthonormal columns or rows: row vectors of A's residual stream times `r` are in B's frame.
         fitted: Whether this layer helped to find `r` (rung 3); then it must not be scored.
+        extras: Shared tokens and stored tensors of the pair, for the methods that ask.
     """
 
     a: int
@@ -27,6 +29,13 @@ class MatchedLayer:
     mlp: tuple[Mlp, Mlp] | None
     r: Floats
     fitted: bool = False
+    extras: PairExtras | None = None
+
+    def of_pair(self) -> PairExtras:
+        """The extras (`LookupError` when this layer was made without them)."""
+        if self.extras is None:
+            raise LookupError("this layer was made without the extras of its pair")
+        return self.extras
 
     def reader_in_a(self, matrix: Floats) -> Floats:
         """A reader of B, (..., d_b) or (..., d_b + 1) with a bias column, in A's frame: x -> x r^T.

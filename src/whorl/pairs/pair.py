@@ -18,6 +18,7 @@ from whorl.canonical.form import canonical_attention, canonical_mlp
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import Attention, Mlp
 from whorl.linalg.layers import LayerPath
+from whorl.pairs.extras import PairExtras
 from whorl.pairs.frame import Frame, find_frame
 from whorl.pairs.layer import MatchedLayer
 
@@ -63,6 +64,11 @@ class Pair:
         return find_frame(self.a, self.b, self.tokens, self.seed)
 
     @cached_property
+    def extras(self) -> PairExtras:
+        """Shared tokens and stored tensors, for the methods that ask."""
+        return PairExtras(self.a, self.b, self.tokens)
+
+    @cached_property
     def alignment(self) -> Alignment:
         """Layer similarities in the common frame and the path through them."""
         raise NotImplementedError
@@ -73,7 +79,7 @@ class Pair:
         for i, j in self.alignment.path.matched:
             one, other = _sublayers(self.a, i), _sublayers(self.b, j)
             mlp = None if one[1] is None or other[1] is None else (one[1], other[1])
-            yield MatchedLayer(i, j, (one[0], other[0]), mlp, self.frame.r, (i, j) in fitted)
+            yield MatchedLayer(i, j, (one[0], other[0]), mlp, self.frame.r, (i, j) in fitted, self.extras)
 
 
 def _sublayers(model: CanonicalModel, layer: int) -> tuple[Attention, Mlp | None]:

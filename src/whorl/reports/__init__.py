@@ -23,6 +23,7 @@ from whorl.errors import UsageError
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from whorl.calibration import Calibration
     from whorl.comparison import Comparison
     from whorl.surveys import Survey
 
@@ -35,6 +36,7 @@ def report(
     *,
     light: bool = False,
     truth: Mapping[str, Any] | None = None,
+    calibrations: "Sequence[Calibration] | None" = None,
 ) -> Path:
     """Write one HTML file about results.
 
@@ -44,6 +46,7 @@ def report(
         light: Leave out the script that shows all methods' values of the pair under the pointer.
         truth: For surveys of models whose lineage is known: model name -> lineage, or a mapping with `group` and
             `kind`. Adds lineage marks, and for each method how its values of kin and of strangers lie.
+        calibrations: Where the values behind a plot are looked up, by id; None for those in the package.
 
     Returns:
         The path written. The same results give the same bytes.
@@ -61,18 +64,24 @@ def report(
         path = Path(result) if isinstance(result, str | Path) else None
         data = as_json(result) if path is None else read_result(path)
         loaded.append((data, checked(data, "result" if path is None else path.name)))
-    page = _page([data for data, _ in loaded], [stored for _, stored in loaded], light, truth)
+    page = _page([data for data, _ in loaded], [stored for _, stored in loaded], light, truth, calibrations)
     return write_text(Path(out), page)
 
 
-def _page(data: Sequence[dict[str, Any]], results: Sequence[Any], light: bool, truth: Mapping[str, Any] | None) -> str:
+def _page(
+    data: Sequence[dict[str, Any]],
+    results: Sequence[Any],
+    light: bool,
+    truth: Mapping[str, Any] | None,
+    calibrations: "Sequence[Calibration] | None",
+) -> str:
     from markupsafe import Markup
 
     from whorl.reports.lineages import read_truth
     from whorl.reports.pages import origins, views
 
     names = [m.name for r in results if r.kind == "survey" for m in r.models]
-    sections, methods = views(results, {} if truth is None else read_truth(truth, names))
+    sections, methods = views(results, {} if truth is None else read_truth(truth, names), calibrations)
     css, script = (_own_text(name) for name in ("style.css", "script.js"))
     return (
         _environment()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from whorl.reports.lineages import Lineage
 from whorl.reports.shown import cut_name, decimals, number, short_number, tick_texts, ticks
-from whorl.reports.stored import StoredTable, StoredTree
+from whorl.reports.stored_survey import StoredTable, StoredTree
 
 TREE_WIDTH = 120
 CHIP_WIDTH = 22

@@ -6,58 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whorl import calibration
+from whorl.calibration import Calibration, shipped
 from whorl.errors import UsageError
 from whorl.registry import method as method_of
 from whorl.reports.clustermap import Clustermap, clustermap
+from whorl.reports.comparison_page import ComparisonView, comparison_view
 from whorl.reports.lineages import Lineage, Separation, letters, separation
 from whorl.reports.rug import Rug, rug
-from whorl.reports.shown import cut_name, number
-from whorl.reports.stored import (
-    StoredComparison,
-    StoredEvidence,
-    StoredPair,
-    StoredSurvey,
-    StoredTable,
-    StoredWarning,
-)
-from whorl.reports.words import (
-    EXACT,
-    error_rate,
-    place_words,
-    separation_words,
-    survey_summary,
-    value_words,
-)
+from whorl.reports.shown import number
+from whorl.reports.stored import Stored
+from whorl.reports.stored_comparison import StoredComparison
+from whorl.reports.stored_survey import StoredPair, StoredSurvey, StoredTable, StoredWarning
+from whorl.reports.verdict_words import EXACT
+from whorl.reports.words import separation_words, survey_summary
 
 N_COLOURS = 8
-
-
-@dataclass(frozen=True)
-class EvidenceView:
-    """One row of the evidence table, and its plot when the calibration is at hand."""
-
-    evidence: StoredEvidence
-    short: str
-    anchor: str
-    value: str
-    place: str
-    plot: Rug | None
-
-
-@dataclass(frozen=True)
-class ComparisonView:
-    """One pair."""
-
-    result: StoredComparison
-    rate: str
-    evidence: tuple[EvidenceView, ...]
-    kind: str = "comparison"
-
-    @property
-    def title(self) -> str:
-        """The two models in short."""
-        return " | ".join(cut_name(m.typed, 60) for m in self.result.models)
 
 
 @dataclass(frozen=True)
@@ -145,17 +108,25 @@ def _anchors(methods: Iterable[str]) -> dict[str, str]:
 
 
 def views(
-    results: Sequence[StoredComparison | StoredSurvey], truth: Mapping[str, Lineage]
+    results: Sequence[Stored], truth: Mapping[str, Lineage], calibrations: Sequence[Calibration] | None = None
 ) -> tuple[tuple[View, ...], tuple[MethodView, ...]]:
-    """All sections of the page, and the methods they mention."""
+    """All sections of the page, and the methods they mention.
+
+    Args:
+        results: Checked results.
+        truth: Known lineages by model name.
+        calibrations: Where the values behind a plot are looked up; None for those in the package.
+    """
     anchors = _anchors(name for r in results for name in _methods(r))
+    known = shipped() if calibrations is None else calibrations
     sections = tuple(
-        _comparison(r, anchors) if isinstance(r, StoredComparison) else _survey(r, anchors, truth) for r in results
+        comparison_view(r, anchors, known) if isinstance(r, StoredComparison) else _survey(r, anchors, truth)
+        for r in results
     )
     return sections, tuple(_method(name, anchor) for name, anchor in anchors.items())
 
 
-def _methods(result: StoredComparison | StoredSurvey) -> list[str]:
+def _methods(result: Stored) -> list[str]:
     if isinstance(result, StoredComparison):
         return [e.method for e in result.evidence]
     return [t.method for t in result.tables]
@@ -169,29 +140,6 @@ def _method(name: str, anchor: str) -> MethodView:
     text = inspect.getdoc(sys.modules[kind.__module__]) or ""
     paragraphs = tuple(" ".join(p.split()).replace("`", "") for p in text.split("\n\n"))
     return MethodView(name, anchor, kind.paper, paragraphs)
-
-
-def _comparison(result: StoredComparison, anchors: Mapping[str, str]) -> ComparisonView:
-    return ComparisonView(result, error_rate(result), tuple(_evidence(e, anchors) for e in result.evidence))
-
-
-def _evidence(e: StoredEvidence, anchors: Mapping[str, str]) -> EvidenceView:
-    place = "" if e.place is None else place_words(e.place)
-    return EvidenceView(e, short_name(e.method), anchors[e.method], value_words(e), place, _place_plot(e))
-
-
-def _place_plot(e: StoredEvidence) -> Rug | None:
-    """The pair among the unrelated pairs of its calibration, when this package holds that calibration."""
-    value = e.similarity if e.similarity is not None else e.distance
-    if e.place is None or value is None:
-        return None
-    found = next((c for c in calibration.shipped() if c.id == e.place.calibration), None)
-    condition = next((c for c in found.conditions if c.name == e.place.condition), None) if found else None
-    if condition is None or e.method not in condition.scores:
-        return None
-    unrelated = [v for v in condition.scores[e.method].unrelated if v is not None]
-    alt = f"{short_name(e.method)}: this pair at {number(value)} among {len(unrelated)} unrelated pairs."
-    return rug((("unrelated pairs", unrelated),), alt, pointer=value)
 
 
 def _survey(result: StoredSurvey, anchors: Mapping[str, str], truth: Mapping[str, Lineage]) -> SurveyView:

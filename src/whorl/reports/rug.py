@@ -71,7 +71,7 @@ def rug(groups: Sequence[tuple[str, Sequence[float]]], alt: str, pointer: float 
     lines = []
     for at, (name, found) in enumerate(groups):
         mean = place(math.fsum(found) / len(found)) if len(found) > 1 else None
-        lines.append(Line(top + at * LINE, name, len(found), mean, _marks(found, place)))
+        lines.append(Line(top + at * LINE, name, len(found), mean, marks_at(found, place)))
     axis_y = top + len(groups) * LINE + 2
     marks = ticks(low, high, 6)
     axis = tuple(Tick(round(place(v), 1), t) for v, t in zip(marks, tick_texts(marks), strict=True))
@@ -79,7 +79,8 @@ def rug(groups: Sequence[tuple[str, Sequence[float]]], alt: str, pointer: float 
     return Rug(axis_y + 24, tuple(lines), axis, axis_y, shown, alt)
 
 
-def _marks(values: Sequence[float], place: Callable[[float], float]) -> tuple[Mark, ...]:
+def marks_at(values: Sequence[float], place: Callable[[float], float]) -> tuple[Mark, ...]:
+    """Marks along an axis, those of one pixel joined."""
     by_pixel: dict[int, list[float]] = {}
     for value in sorted(values):
         by_pixel.setdefault(round(place(value)), []).append(value)

@@ -1,59 +1,11 @@
-"""The sentences of a report: error rates, places among unrelated pairs, and what known lineages say about a method."""
+"""The sentences of a survey's report: what was found, and what known lineages say about a method."""
 
 from collections.abc import Sequence
 
 from whorl.reports.lineages import Separation
-from whorl.reports.shown import cut_name, decimals, number, p_text
-from whorl.reports.stored import StoredComparison, StoredEvidence, StoredPlace, StoredSurvey
-
-EXACT = {
-    "identical": "No error rate applies: the numbers are the same, not alike.",
-    "re-laid-out": (
-        "No error rate applies: the same magnitudes in another order. Two different sets of numbers of inputs not made "
-        "to collide would pass with a chance of about 2\u207b\u00b9\u00b2\u2078."
-    ),
-    "shared tensors": (
-        "No error rate applies: the bytes of these tensors are equal. That does not say who copied them, "
-        "nor where the other tensors come from."
-    ),
-}
-
-
-def error_rate(result: StoredComparison) -> str:
-    """The error rate behind the verdict on one pair, or why there is none."""
-    if result.relation in EXACT:
-        return EXACT[result.relation]
-    places = [e.place for e in result.evidence if e.place is not None]
-    if result.p_value is not None and places:
-        floor = max(1 / (p.lineages + 1) for p in places)
-        return (
-            f"Smallest p-value, corrected for {len(places)} methods: {p_text(result.p_value)}; 'related' needs at most "
-            f"{result.alpha:g}, fixed beforehand. With {min(p.lineages for p in places)} independent lineages in the "
-            f"calibration no single p-value can be below {p_text(floor)}, and without known derivatives in it none decides."
-        )
-    return (
-        "No error rate can be stated: the package holds no calibration with unrelated models of this "
-        "shape, so the values below are descriptions, not evidence."
-    )
-
-
-def place_words(place: StoredPlace) -> str:
-    """Where a value lies among unrelated pairs; 0 of n is never called 0 %."""
-    k, n = place.pairs_at_least_as_close, place.pairs
-    share = f"{100 * k / n:.{2 if k < n else 3}g} %" if k else f"below 3/{n}, were they independent"
-    return (
-        f"{k} of {n} unrelated pairs are as close or closer ({share}); they are pairs of {place.lineages} lineages, "
-        f"and p = {p_text(place.p_value)}, never below {p_text(1 / (place.lineages + 1))}."
-    )
-
-
-def value_words(evidence: StoredEvidence) -> str:
-    """The value and which way is up, or "not comparable"."""
-    if evidence.similarity is not None:
-        return f"{number(evidence.similarity)} similarity"
-    if evidence.distance is not None:
-        return f"{number(evidence.distance)} distance"
-    return "not comparable"
+from whorl.reports.shown import cut_name, decimals, number
+from whorl.reports.stored_survey import StoredSurvey
+from whorl.reports.verdict_words import EXACT
 
 
 def survey_summary(result: StoredSurvey) -> tuple[str, str]:
