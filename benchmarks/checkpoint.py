@@ -52,6 +52,24 @@ def tensors(size, seed=0):
     yield "lm_head.weight", 0.02 * rng.standard_normal((vocab, d), dtype=np.float32)
 
 
+def child(size, seed, noise=0.05):
+    """The checkpoint of `seed` 0 as a further training would leave it (5 % noise), its residual stream permuted."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(SIZES[size][1])
+    for name, array in tensors(size):
+        if array.ndim == 1:
+            yield name, array[order]
+            continue
+        noisy = array + noise * array.std() * rng.standard_normal(array.shape, dtype=np.float32)
+        yield name, noisy[order] if name.endswith(("o_proj.weight", "down_proj.weight")) else noisy[:, order]
+
+
+def tokenizer(size):
+    """A tokenizer file with as many strings as the vocabulary has rows."""
+    vocab = {f"t{i}": i for i in range(SIZES[size][5])}
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}})
+
+
 def config(size):
     layers, d, heads, kv, f, vocab = SIZES[size]
     return {
@@ -70,13 +88,14 @@ def config(size):
     }
 
 
-def write(folder: Path, size: str, shard_bytes: int = 500_000_000) -> Path:
-    """Write the folder once; a folder that is there is kept."""
+def write(folder: Path, size: str, arrays=None, shard_bytes: int = 500_000_000) -> Path:
+    """Write the folder once, the checkpoint of seed 0 or other arrays; a folder that is there is kept."""
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer(size))
     shards, current, used = [], [], 0
-    for name, array in tensors(size):
+    for name, array in arrays if arrays is not None else tensors(size):
         stored = bf16(array)
         if used and used + stored.nbytes > shard_bytes:
             shards.append(_flush(folder, len(shards), current))

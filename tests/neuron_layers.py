@@ -4,14 +4,16 @@ import dataclasses
 
 import numpy as np
 
+import llama_folder
+from whorl.attacks.disguise import disguise, load_roles
+from whorl.canonical.embedding import canonical_embedding
+from whorl.canonical.form import canonical_attention, canonical_mlp
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import Attention, Mlp
 from whorl.pairs.layer import MatchedLayer
 from whorl.pairs.method import LayerObservation
 from whorl.pairs.pair import Pair
 from whorl.testing import MemorySource
-
-import llama_folder
 
 NO_ATTENTION = Attention(0, *(np.zeros((1, 1, 1)) for _ in range(4)), None, bias_column=False)
 
@@ -51,6 +53,16 @@ def pair(changes_a=None, changes_b=None):
     return Pair(models[0], models[1], (None, None))
 
 
+class FramedPair(Pair):
+    """A pair whose frame is given."""
+
+    frame = None
+
+    def __init__(self, models, frame):
+        super().__init__(models.a, models.b, models.tokens)
+        self.frame = frame
+
+
 def conclude(method, layers, models=None):
     """Observe the layers one by one and conclude."""
     observed = [LayerObservation(x.a, x.b, method.observe(x)) for x in layers]
@@ -61,3 +73,26 @@ def rotation(n, seed=0):
     """Haar: QR with the signs of R taken out."""
     q, triangle = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
     return q * np.sign(np.diag(triangle))
+
+
+def procrustes(a, b):
+    """The rotation between two models whose token ids agree."""
+    rows = [np.concatenate(list(canonical_embedding(model))).astype(np.float64) for model in (a, b)]
+    u, _, vt = np.linalg.svd(rows[0].T @ rows[1])
+    return u @ vt
+
+
+def disguised(edits, **changes):
+    """A model and its copy with the same function and other numbers."""
+    model = pair(changes).a
+    roles = disguise(load_roles(model), 0, edits).roles
+    return Pair(model, CanonicalModel(MemorySource(roles.pack(), roles.config, "copy")), (None, None))
+
+
+def layers_of(models):
+    """Layers of equal index, in the frame of the tokens."""
+    r = procrustes(models.a, models.b)
+    for index in range(models.a.shape.n_layers):
+        parts = [list(model.layer_parts(index)) for model in (models.a, models.b)]
+        attention = tuple(canonical_attention(found[0]) for found in parts)
+        yield MatchedLayer(index, index, attention, tuple(canonical_mlp(found[1]) for found in parts), r)

@@ -42,7 +42,10 @@ def broken(tmp_path_factory):
 def test_identical_is_a_verdict_and_ends_in_0(models):
     done = whorl("compare", models[0], models[0], "--method", "std-vector")
     assert done.returncode == 0
-    assert done.stdout.strip().splitlines()[-1].startswith("related (identical): all 74 tensors have the same bytes")
+    assert done.stdout.splitlines()[:2] == [
+        "\N{ALMOST EQUAL TO} related (identical), exact",
+        "all 74 tensors have the same bytes.",
+    ]
 
 
 def test_undecided_ends_in_4_and_json_is_one_object(models):

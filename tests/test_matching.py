@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from whorl.errors import NotComparable, UsageError
 from whorl.linalg.layers import align_layers
-from whorl.linalg.matching import assign, match_heads
+from whorl.linalg.matching import assign, match_heads, match_rows
 
 SIZES = st.integers(1, 5)
 SEEDS = st.integers(0, 2**16)
@@ -179,3 +179,76 @@ def test_layers_refuse_what_is_not_a_score():
         align_layers(np.ones(3))
     with pytest.raises(UsageError, match="gap value must be finite"):
         align_layers(np.ones((2, 2)), float("nan"))
+
+
+# ---------------------------------------------------------------- rows by cosine
+
+
+def unit_rows(rng, m, d):
+    rows = rng.standard_normal((m, d))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def total_cosine(a, b, found, *, either_sign=False):
+    cosines = np.einsum("ij,ij->i", a[found.rows], b[found.partners])
+    return float((np.abs(cosines) if either_sign else cosines).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(m=SIZES, n=SIZES, seed=SEEDS, either_sign=st.booleans(), sparse=st.booleans())
+def test_match_rows_is_the_best_matching_of_unit_rows(m, n, seed, either_sign, sparse):
+    rng = np.random.default_rng(seed)
+    a, b = unit_rows(rng, m, 4), unit_rows(rng, n, 4)
+    found = match_rows(3.0 * a, b / 7, rng, either_sign=either_sign, neighbours=5, dense_rows=0 if sparse else 10)
+    assert found.sparse == sparse
+    assert found.rows.tolist() == sorted(set(found.rows.tolist()))
+    assert len(set(found.partners.tolist())) == len(found.rows) == min(m, n)
+    cosines = np.abs(a @ b.T) if either_sign else a @ b.T
+    assert total_cosine(a, b, found, either_sign=either_sign) == pytest.approx(-cheapest(-cosines), abs=1e-5)
+
+
+@pytest.mark.parametrize("dense_rows", [2000, 100])
+def test_match_rows_finds_a_noisy_permutation(dense_rows):
+    rng = np.random.default_rng(0)
+    a, order = rng.standard_normal((1100, 24)).astype(np.float32), rng.permutation(1100)
+    b = -(a + 0.05 * rng.standard_normal(a.shape).astype(np.float32))[order]
+    found = match_rows(a, b, rng, either_sign=True, dense_rows=dense_rows)
+    assert found.sparse == (dense_rows == 100)
+    np.testing.assert_array_equal(order[found.partners], found.rows)
+
+
+def test_candidates_lose_little_on_unrelated_rows():
+    rng = np.random.default_rng(0)
+    a, b = unit_rows(rng, 600, 16), unit_rows(rng, 500, 16)
+    dense, sparse = match_rows(a, b, rng), match_rows(a, b, rng, dense_rows=0)
+    assert len(sparse.rows) == 500
+    assert total_cosine(a, b, sparse) >= 0.999 * total_cosine(a, b, dense)
+
+
+def test_a_full_matching_exists_where_all_rows_have_the_same_neighbours():
+    """Every row is nearest to one and the same column: without the completing edges there is no full matching."""
+    rng = np.random.default_rng(0)
+    a = np.ones((50, 4)) + 1e-3 * rng.standard_normal((50, 4))
+    b = np.concatenate([np.ones((1, 4)), -np.ones((49, 4)) + 1e-3 * rng.standard_normal((49, 4))])
+    found = match_rows(a, b, rng, neighbours=1, dense_rows=0)
+    assert sorted(found.partners.tolist()) == list(range(50))
+
+
+@pytest.mark.parametrize("dense_rows", [2000, 0])
+def test_reordered_rows_give_the_reordered_matching(dense_rows):
+    rng = np.random.default_rng(0)
+    a, b, order = unit_rows(rng, 80, 6), unit_rows(rng, 80, 6), rng.permutation(80)
+    plain, moved = (match_rows(a, x, rng, neighbours=40, dense_rows=dense_rows) for x in (b, b[order]))
+    np.testing.assert_array_equal(order[moved.partners], plain.partners)
+
+
+@pytest.mark.parametrize("dense_rows", [2000, 0])
+def test_match_rows_refuses_zero_rows_and_what_is_not_finite(dense_rows):
+    rng = np.random.default_rng(0)
+    for bad in (np.nan, np.inf, 0.0):
+        a = unit_rows(rng, 5, 3)
+        a[2] = bad
+        with pytest.raises(NotComparable, match="not finite: 5 of 25 costs"):
+            match_rows(a, unit_rows(rng, 5, 3), rng, dense_rows=dense_rows)
+    with pytest.raises(UsageError, match="need one width"):
+        match_rows(np.ones((3, 2)), np.ones((3, 4)), rng)

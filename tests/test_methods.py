@@ -26,6 +26,7 @@ from whorl.weights.part_statistics import PartStatistics
 from whorl.weights.std_vector import StdVector
 
 NAMES = whorl.method_names()
+WEIGHT_NAMES = tuple(m.name for m in registry.weight_methods(None))
 NOT_EXACT = ExactFinding(None, "not looked at")
 PAPERS = Path(__file__).parents[1] / "docs" / "papers.md"
 
@@ -57,7 +58,7 @@ def test_documented_defaults_match_the_signature(name):
         assert f"{parameter.name}:" in kind.__doc__, f"{parameter.name} is not documented"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_same_model_same_bytes(name, models, prints):
     again = whorl.fingerprint(models[0], [name])
     key = registry.method(name).canonical_name
@@ -65,7 +66,7 @@ def test_same_model_same_bytes(name, models, prints):
         assert values.tobytes() == again.methods[key][array].tobytes()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_sublayers_are_left_unchanged(name, models):
     with open_model(models[0]) as opened:
         for part in list(CanonicalModel(opened.source).parts())[:2]:
@@ -75,7 +76,7 @@ def test_sublayers_are_left_unchanged(name, models):
                 np.testing.assert_array_equal(array, before[role])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_a_model_against_itself_is_at_the_same_end(name, prints):
     method = registry.method(name)
     values = prints[0].methods[method.canonical_name]
@@ -84,7 +85,7 @@ def test_a_model_against_itself_is_at_the_same_end(name, prints):
     assert method.compare(values, values, shapes).value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_order_of_the_pair_does_not_matter(name, prints):
     method = registry.method(name)
     a, b = (p.methods[method.canonical_name] for p in prints)
@@ -93,7 +94,7 @@ def test_order_of_the_pair_does_not_matter(name, prints):
     assert there == pytest.approx(back, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_not_finite_is_never_a_score(name, bad, prints):
     """Values that are not finite cannot come from a file; should a bug make them, no method may score them."""
@@ -106,7 +107,7 @@ def test_not_finite_is_never_a_score(name, bad, prints):
     assert result.verdict == "undecided"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_constant_weights_are_degenerate(name, tmp_path, prints):
     flat = {k: np.zeros_like(v) if ".layers." in k else v for k, v in llama_folder.tensors(0).items()}
     folder = whorl.testing.write_model_folder(tmp_path / "flat", flat, llama_folder.CONFIG)
@@ -125,7 +126,7 @@ def with_identity_block(tmp_path_factory):
     return str(whorl.testing.write_model_folder(folder, tensors, llama_folder.CONFIG))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_an_identity_block_is_no_obstacle(name, with_identity_block, prints, tmp_path):
     found = Fingerprint.load(whorl.fingerprint(with_identity_block, [name]).save(tmp_path / "print.json"))
     method = registry.method(name)
@@ -136,7 +137,7 @@ def test_an_identity_block_is_no_obstacle(name, with_identity_block, prints, tmp
         assert name != "head-spectra" or evidence.value > 0.9
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_round_trip_of_stored_values(name, prints):
     again = Fingerprint.from_dict(json.loads(json.dumps(prints[0].to_dict())))
     assert again.to_dict() == prints[0].to_dict()
@@ -149,7 +150,7 @@ def test_paper_index_has_an_entry(name):
     assert f"\n## {name}:" in PAPERS.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 def test_uncalibrated_models_are_never_called_related(name, prints):
     result = judge(prints[0], prints[1], [registry.method(name)], NOT_EXACT)
     assert result.evidence[0].comparable
@@ -243,7 +244,7 @@ def test_tampered_fingerprints_are_refused(change, message, prints):
 ONE = {"shape": [1], "values": [0.5]}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_NAMES)
 @pytest.mark.parametrize(
     "change", [lambda d: d.popitem(), lambda d: d.update(more=ONE), lambda d: d.update({min(d): ONE})]
 )

@@ -239,13 +239,21 @@ def zoo(folders, tmp_path_factory):
 def test_demo_writes_everything_and_tells_the_story(zoo, tmp_path):
     made = run_demo(tmp_path / "out", zoo=zoo)
     names = {str(f.relative_to(tmp_path / "out")) for f in made.files}
-    assert names == {f"fingerprints/{n}.json" for n in made.survey.names} | {"survey.json", "report.html"}
+    pairs = {"base_copy", "base_tuned", "base_stranger"}
+    wanted = {f"fingerprints/{n}.json" for n in made.survey.names} | {f"comparisons/{p}.json" for p in pairs}
+    wanted |= {"identifications/tuned.json", "gallery.sqlite", "tree.json", "tree.svg", "tree.nwk"}
+    assert names == wanted | {"survey.json", "report.html"}
     assert made.files[-1].name == "report.html"
-    assert [(e.a, e.b, e.comparison.verdict) for e in made.examples] == [
-        ("base", "copy", "related"),
-        ("base", "tuned", "undecided"),
-        ("base", "stranger", "undecided"),
-    ]
+    assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()} == names
+    assert [(e.a, e.b) for e in made.examples] == [("base", "copy"), ("base", "tuned"), ("base", "stranger")]
+    assert made.examples[0].comparison.verdict == "related"
+    assert made.examples[2].comparison.verdict != "related"
+    assert [(q.name, len(q.answer.candidates)) for q in made.queries] == [("tuned", 2)]
+    assert {n.name for n in made.tree.graph.nodes} | {c for n in made.tree.graph.nodes for c in n.copies} == {
+        "base", "tuned", "copy",
+    }  # fmt: skip
+    text = made.files[-1].read_text()
+    assert text.index("base | ") < text.index("among 2 known models") < text.index("Lineage of") < text.index("6 pairs")
     again = run_demo(tmp_path / "again", zoo=zoo)
     assert again.files[-1].read_bytes() == made.files[-1].read_bytes()
 
@@ -261,8 +269,10 @@ def test_demo_of_the_shipped_models_prints_the_report_last(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"Report: {tmp_path / 'report.html'}"
     assert max(map(len, done.stdout.splitlines())) <= 140
-    assert "related: identical" in done.stdout
-    assert "base-0 | base-1 (strangers: one config, two seeds)" in done.stdout
+    assert "base-0 | base-0-disguised (disguised, made from base-0)" in done.stdout
+    assert "base-0 | base-2 (strangers: one config, two seeds)" in done.stdout
+    assert "found: base-0; pruned" in done.stdout
+    assert "\n     base-0-topics  (fine-tuned" in done.stdout
     quiet = whorl_command("demo", "--out", tmp_path, "--quiet")
     assert quiet.stdout == f"{tmp_path / 'report.html'}\n"
 

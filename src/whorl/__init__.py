@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     )
     from whorl.evidence import Evidence
     from whorl.fingerprints import Fingerprint, fingerprint
+    from whorl.gallery import Gallery
+    from whorl.identification import Identification, identify
     from whorl.registry import method_names
     from whorl.reports import report
     from whorl.surveys import Survey, survey
+    from whorl.trees import Tree, tree
 
 __version__ = "0.1.0"
 
@@ -41,10 +44,15 @@ _HOMES = {
     "compare": "whorl.comparison",
     "Fingerprint": "whorl.fingerprints",
     "fingerprint": "whorl.fingerprints",
+    "Gallery": "whorl.gallery",
+    "Identification": "whorl.identification",
+    "identify": "whorl.identification",
     "method_names": "whorl.registry",
     "report": "whorl.reports",
     "Survey": "whorl.surveys",
     "survey": "whorl.surveys",
+    "Tree": "whorl.trees",
+    "tree": "whorl.trees",
     "InputRefused": "whorl.errors",
     "MalformedFile": "whorl.errors",
     "NotComparable": "whorl.errors",
@@ -60,21 +68,26 @@ __all__ = [
     "Comparison",
     "Evidence",
     "Fingerprint",
+    "Gallery",
+    "Identification",
     "InputRefused",
     "MalformedFile",
     "NotComparable",
     "NotEnoughEvidence",
     "RemoteError",
     "Survey",
+    "Tree",
     "UnsafeFile",
     "UnsupportedFile",
     "UsageError",
     "WhorlError",
     "compare",
     "fingerprint",
+    "identify",
     "method_names",
     "report",
     "survey",
+    "tree",
 ]
 
 

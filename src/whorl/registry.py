@@ -23,6 +23,13 @@ _BUILT_IN = {
     "clustering-vector": "whorl.weights.clustering_vector:ClusteringVector",
     "std-curves": "whorl.weights.std_curves:StdCurves",
     "head-spectra": "whorl.weights.head_spectra:HeadSpectra",
+    "aligned-operators": "whorl.pairs.aligned_operators:AlignedOperators",
+    "ucka": "whorl.pairs.ucka:Ucka",
+    "invariant-terms": "whorl.pairs.invariant_terms:InvariantTerms",
+    "weight-cosine": "whorl.pairs.weight_cosine:WeightCosine",
+    "phi-u": "whorl.pairs.phi_u:PhiU",
+    "phi-match": "whorl.pairs.phi_match:PhiMatch",
+    "frame-p": "whorl.pairs.frame_p:FrameP",
 }
 
 

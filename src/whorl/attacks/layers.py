@@ -11,6 +11,7 @@ from whorl.errors import UsageError
 LAYER = re.compile(r"^(?P<head>(?:.*\.)?(?:layers|h|blocks)\.)(?P<index>\d+)(?P<tail>\..+)$")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _PER_LAYER_KEYS = ("layer_types", "no_rope_layers")
+_INDEX_KEYS = ("mlp_only_layers",)
 
 
 def run_drop(job: Job, *, layers: Sequence[int]) -> None:
@@ -128,6 +129,9 @@ def _rearranged(config: Mapping[str, Any], order: Sequence[int]) -> dict[str, An
     for key in _PER_LAYER_KEYS:
         if isinstance(result.get(key), list):
             result[key] = [result[key][i] for i in order]
+    for key in _INDEX_KEYS:
+        if isinstance(result.get(key), list):
+            result[key] = [new for new, old in enumerate(order) if old in result[key]]
     return result
 
 

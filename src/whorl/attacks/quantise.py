@@ -13,11 +13,11 @@ from whorl.errors import UsageError
 
 
 def run(
-    job: Job, *, bits: int = 4, group: int | None = None, symmetric: bool = True, include: str | None = None
+    job: Job, *, bits: int = 4, group: int | None = None, asymmetric: bool = False, include: str | None = None
 ) -> None:
     """Quantise a model; the rounded values are stored in the types that its tensors have. Options as for `quantise`."""
     tensors, config = job.read()
-    rounded = quantise(tensors, bits, group=group, symmetric=symmetric, include=include)
+    rounded = quantise(tensors, bits, group=group, symmetric=not asymmetric, include=include)
     job.write(job.record("quantised"), rounded, config)
 
 

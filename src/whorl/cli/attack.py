@@ -33,6 +33,9 @@ def attack(
     ] = None,
     bits: Annotated[int | None, typer.Option("--bits", help="quantise: 2 to 8.")] = None,
     group: Annotated[int | None, typer.Option("--group", help="quantise: weights that share a scale.")] = None,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="quantise: grid from minimum to maximum, not around zero.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="cast: F32, F16 or BF16.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="merge: linear, ties, dare or slerp.")] = None,
     coefficients: Annotated[
@@ -76,6 +79,7 @@ def attack(
         "include": include,
         "bits": bits,
         "group": group,
+        "asymmetric": asymmetric or None,
         "dtype": dtype,
         "method": method,
         "coefficients": _list(coefficients, float, "--coefficients"),

@@ -1,12 +1,26 @@
 """`whorl compare`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from whorl.cli import exit_codes
 from whorl.cli.options import JsonOption, MethodOption, OfflineOption, OutOption, QuietOption
 from whorl.cli.sink import Sink
+from whorl.errors import safe_name
+
+if TYPE_CHECKING:
+    from whorl.comparison import Comparison
+
+STYLES = {
+    "related": "bold green",
+    "unrelated": "bold yellow",
+    "undecided": "bold",
+    "strong": "bold",
+    "soft": "dim",
+    "": None,
+}
 
 
 def compare(
@@ -19,23 +33,27 @@ def compare(
     adapter_b: Annotated[str | None, typer.Option("--adapter-b", help="LoRA adapter to merge into B.")] = None,
     alpha: Annotated[float, typer.Option("--alpha", help="Error rate of a 'related' verdict.")] = 0.01,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 when the verdict is 'unrelated'.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything drawn at random.")] = 0,
     offline: OfflineOption = False,
     out: OutOption = None,
+    page: Annotated[Path | None, typer.Option("--page", help="Also write a report to this HTML file.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Same origin? Related, unrelated or undecided, per method and combined.
+    """Same origin? Related, unrelated or undecided, with its error rate; each method; how, and which came first.
 
     \b
     whorl compare ./base ./suspect
     whorl compare org/base@main ./suspect.gguf --json
-    whorl compare base.json ./suspect --method std-vector --out result.json
+    whorl compare base.json ./suspect --method head-spectra --out result.json --page report.html
     """
     from whorl.comparison import compare as judge
+    from whorl.reports import report as write
 
     sink = Sink(as_json=as_json, quiet=quiet)
     with sink.progress() as progress:
-        result = judge(a, b, method, adapters=(adapter_a, adapter_b), alpha=alpha, offline=offline, progress=progress)
+        adapters = (adapter_a, adapter_b)
+        result = judge(a, b, method, adapters=adapters, alpha=alpha, seed=seed, offline=offline, progress=progress)
     if out is not None:
         result.save(out)
     if as_json:
@@ -43,26 +61,22 @@ def compare(
     elif quiet:
         sink.line(result.verdict)
     else:
-        for model in (result.a, result.b):
-            for note in model.notes:
-                sink.hint(f"note: {model.typed}: {note}")
-        rows = [
-            (
-                e.method.partition("@")[0],
-                "not comparable" if e.value is None else f"{e.value:.6f}",
-                "" if e.p_value is None else f"{e.p_value:.3g}",
-                e.verdict if e.comparable else "–",
-                "; ".join((e.why, *e.warnings)),
-            )
-            for e in result.evidence
-        ]
-        sink.table(f"{result.a.resolved}  |  {result.b.resolved}", ("method", "value", "p", "verdict", "why"), rows)
-        for side, model in (("A", result.a), ("B", result.b)):
-            for key, claim in model.declared.items():
-                sink.line(f"declared  {side} {key}: {claim} (not evidence)")
-        relation = "" if result.relation == result.verdict else f" ({result.relation})"
-        sink.line(f"{result.verdict}{relation}: {result.why}")
+        _show(sink, result)
+    if page is not None:
+        write([result], page)
+        if not as_json:
+            sink.hint(f"written: {page}")
     if result.verdict == "undecided":
         raise typer.Exit(exit_codes.UNDECIDED)
     if check and result.verdict == "unrelated":
         raise typer.Exit(exit_codes.NEGATIVE)
+
+
+def _show(sink: Sink, result: "Comparison") -> None:
+    from whorl.reports.comparison_text import comparison_lines, stored_comparison
+
+    for model in (result.a, result.b):
+        for note in model.notes:
+            sink.hint(f"note: {safe_name(model.typed)}: {note}")
+    for line in comparison_lines(stored_comparison(result), sink.width):
+        sink.line(line.text, STYLES[line.style])

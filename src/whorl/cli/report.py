@@ -1,4 +1,4 @@
-"""`whorl report`, `whorl survey` and `whorl demo`."""
+"""`whorl report` and `whorl survey`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,7 @@ from whorl.cli.sink import Sink
 from whorl.errors import safe_name
 
 if TYPE_CHECKING:
-    from whorl.demo import Demo, Example
-    from whorl.reports.lineages import Lineage, Values
+    from whorl.reports.lineages import Lineage
     from whorl.surveys import Survey, Table
 
 LightOption = Annotated[bool, typer.Option("--light", help="Leave out the page's script; pictures stay.")]
@@ -68,63 +67,15 @@ def survey(
         sink.record(found.to_dict())
     else:
         if not quiet:
-            _show_survey(sink, found, {})
+            show_survey(sink, found, {})
         for path in written:
             sink.line(str(path) if quiet else f"written: {path}")
     if found.skipped:
         raise typer.Exit(exit_codes.UNDECIDED)
 
 
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for fingerprints, survey and report.")] = Path("demo-out"),
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Does it work here? The whole story on small example models: offline, without torch, in about half a minute.
-
-    \b
-    whorl demo
-    whorl demo --out /tmp/demo
-    whorl demo --json --quiet
-    """
-    from whorl.demo import run_demo
-
-    sink = Sink(as_json=as_json, quiet=quiet)
-    with sink.progress() as progress:
-        found = run_demo(out, progress=progress)
-    for skipped in found.survey.skipped:
-        sink.hint(f"skipped {safe_name(skipped.name)}: {skipped.why}")
-    page = str(found.files[-1])
-    if as_json:
-        sink.record(found.survey.to_dict() | {"files": [str(f) for f in found.files]})
-    elif quiet:
-        sink.line(page)
-    else:
-        _show_demo(sink, found)
-        sink.line(f"{len(found.files) - 1} files beside the report: {out}")
-        sink.line(f"Report: {page}")
-    if found.survey.skipped:
-        raise typer.Exit(exit_codes.UNDECIDED)
-
-
-def _show_demo(sink: Sink, found: "Demo") -> None:
-    from whorl.reports.lineages import letters
-
-    groups = [x.group for x in found.lineages.values()]
-    key = ", ".join(f"{mark} {group} ({groups.count(group)})" for group, mark in letters(found.lineages).items())
-    sink.line(f"{len(found.survey.names)} example models of known origin, {len(found.survey.comparisons)} pairs.")
-    sink.line(f"Lineages: {key}")
-    sink.line("")
-    _show_survey(sink, found.survey, found.lineages)
-    _show_separation(sink, found)
-    sink.line("Some pairs, and what is known of them:")
-    for example in found.examples:
-        for line in _example_lines(example):
-            sink.line(line)
-    sink.line("'undecided' is not 'unrelated': only exact relations decide without a calibration of unrelated models.")
-
-
-def _show_survey(sink: Sink, found: "Survey", lineages: "Mapping[str, Lineage]") -> None:
+def show_survey(sink: Sink, found: "Survey", lineages: "Mapping[str, Lineage]") -> None:
+    """One table a method, and how many pairs have a verdict."""
     from whorl.reports.text import MAX_MODELS
 
     if len(found.names) <= MAX_MODELS:
@@ -151,42 +102,3 @@ def _show_table(sink: Sink, table: "Table", names: tuple[str, ...], lineages: "M
     for line in matrix_lines(table.values, names, lineages, sink.width):
         sink.line(line)
     sink.line("")
-
-
-def _show_separation(sink: Sink, found: "Demo") -> None:
-    from whorl.reports.lineages import separation
-
-    rows = []
-    for table in found.survey.tables:
-        closer = table.direction == "similarity"
-        apart = separation(table.values, found.survey.names, found.lineages, larger_is_closer=closer)
-        if apart is not None:
-            rows.append(
-                (
-                    table.method.partition("@")[0],
-                    _span(apart.kin),
-                    _span(apart.strangers),
-                    f"{apart.strangers_inside} of {len(apart.strangers.all)}",
-                    f"{apart.auc:.3f}",
-                )
-            )
-    sink.line("Does a method follow lineage? Means and ranges; overlap: strangers as close as the least close kin.")
-    sink.table(
-        "A description of these models, not an error rate", ("method", "kin", "strangers", "overlap", "AUC"), rows
-    )
-    sink.line("")
-
-
-def _span(values: "Values") -> str:
-    from whorl.reports.shown import number
-
-    return f"{number(values.mean, 3)} ({number(values.low, 3)}..{number(values.high, 3)})"
-
-
-def _example_lines(example: "Example") -> tuple[str, str]:
-    from whorl.reports.shown import number
-
-    c = example.comparison
-    verdict = c.verdict if c.relation == c.verdict else f"{c.verdict}: {c.relation}"
-    values = ", ".join(f"{e.method.partition('@')[0]} {number(e.value, 3)}" for e in c.evidence)
-    return f"  {example.a} | {example.b} ({example.known})", f"    {verdict}; {values}"

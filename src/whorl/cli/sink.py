@@ -44,9 +44,9 @@ class Sink:
         """The one JSON object of a command."""
         sys.stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
 
-    def line(self, text: str) -> None:
-        """One line of data on stdout."""
-        self._out.print(escape(text), highlight=False)
+    def line(self, text: str, style: str | None = None) -> None:
+        """One line of data on stdout; `style` shows only where colours are allowed."""
+        self._out.print(escape(text), style=style, highlight=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of data on stdout; foreign text is escaped."""

@@ -83,7 +83,8 @@ def _check_file(path: Path, *, write: bool) -> bool:
 def _open(path: Path, *, write: bool, wait_s: float) -> sqlite3.Connection:
     mode = "rwc" if write else "ro"
     frozen = not write and not _is_writable(path)
-    if frozen and path.with_name(f"{path.name}-wal").exists():
+    log = path.with_name(f"{path.name}-wal")
+    if frozen and log.exists() and log.stat().st_size:
         raise UsageError(
             f"The gallery '{safe_name(path)}' is read-only and has changes that were not merged: copy it with its "
             "'-wal' file to where it can be written."

@@ -5,13 +5,13 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from whorl.errors import MalformedFile, UsageError, safe_name
+from whorl.errors import InputRefused, MalformedFile, UsageError, safe_name
 from whorl.gallery import database
 from whorl.gallery.records import checked_name, checked_remarks, decode, encode, matrix_keys, name_for
 from whorl.progress import Progress, silent
@@ -348,9 +348,18 @@ class Gallery:
         with database.transaction(self._connection, self.path):
             ((number, entry),) = self._named(name).items()
             self._forget_vector(number)
-            self._connection.execute("DELETE FROM matrices WHERE entry = ?", (number,))
+            self._forget_matrices(number, entry)
             self._connection.execute("DELETE FROM entries WHERE id = ?", (number,))
         return entry
+
+    def _forget_matrices(self, number: int, entry: Entry) -> None:
+        try:
+            keys = matrix_keys(self._fingerprint(number, entry))
+        except InputRefused:  # damaged, and its keys unknown: look through the whole table
+            self._connection.execute("DELETE FROM matrices WHERE entry = ?", (number,))
+            return
+        sql = "DELETE FROM matrices WHERE digest = ? AND entry = ?"
+        self._connection.executemany(sql, [(key, number) for key in keys])
 
     def check(self) -> None:
         """Read the whole file and look for damage.
@@ -410,25 +419,28 @@ def _fingerprinted(model: "str | Fingerprint", offline: bool, progress: Progress
 
 
 def _location(fingerprint: "Fingerprint") -> str | None:
-    """Where these weights can be opened again: Hub commits as they are, paths made absolute if they exist now."""
+    """Where these weights can be opened again: Hub commits as resolved, paths made absolute if they exist now."""
     from whorl.refs import parse_ref
 
+    resolved = fingerprint.resolved.split("+")
     try:
-        ref = parse_ref(fingerprint.resolved)
-    except UsageError:  # a path with a plus sign, or a reference of another system
+        typed = parse_ref(fingerprint.typed)
+        sides = [typed.base, *([] if typed.adapter is None else [typed.adapter])]
+        if len(sides) != len(resolved):  # a path with a plus sign
+            return None
+        found = [_pinned(side, text) for side, text in zip(sides, resolved, strict=True)]
+    except UsageError:  # the reference of another machine
         return None
-    base = _absolute(ref.base)
-    adapter = None if ref.adapter is None else _absolute(ref.adapter)
-    if base is None or (ref.adapter is not None and adapter is None):
+    if None in found:
         return None
-    return str(replace(base, adapter=adapter))
+    return "+".join(str(side) for side in found)
 
 
-def _absolute(ref: "ModelRef") -> "ModelRef | None":
-    from whorl.refs import ModelRef, local_path
+def _pinned(ref: "ModelRef", resolved: str) -> "ModelRef | None":
+    from whorl.refs import ModelRef, local_path, parse_ref
 
     if ref.path is None:
-        return ref
+        return parse_ref(resolved)
     path = local_path(ref.path).absolute()
     return ModelRef(path=str(path)) if path.exists() else None
 

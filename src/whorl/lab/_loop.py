@@ -93,7 +93,7 @@ def next_token_loss(model: Any, batch: NDArray[np.int64]) -> Any:
     """Mean cross-entropy of a batch of windows with the tokens that follow, nats per token; a scalar tensor."""
     import torch
 
-    ids = torch.from_numpy(np.ascontiguousarray(batch))
+    ids = torch.from_numpy(np.array(batch))  # a copy: windows are shared and read-only
     logits = model(input_ids=ids, use_cache=False).logits  # (B, T, V)
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 

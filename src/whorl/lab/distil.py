@@ -87,7 +87,7 @@ def _divergence(teacher: Any, temperature: float) -> Loss:
     import torch
 
     def loss(student: Any, batch: NDArray[np.int64]) -> Any:
-        ids = torch.from_numpy(np.ascontiguousarray(batch))
+        ids = torch.from_numpy(np.array(batch))
         with torch.no_grad():
             wanted = _log_shares(teacher, ids, temperature)
         found = _log_shares(student, ids, temperature)

@@ -18,6 +18,9 @@ from whorl.errors import UsageError
 from whorl.lab.truth import Record, read_record, write_record
 
 GGUF = "gguf"
+EDIT_KINDS = ("R1", "R2", "R3", "N1", "A1", "A3", "A4", "M1", "M2", "V1", "V2", "L1")
+"""The function-preserving edits that a Llama allows, each by itself; V2 comes with V1, and L1 is an inserted layer."""
+_DISGUISE_NAMES = {"rename_tokens": "tokens_renamed"}  # option -> its name in the record
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,41 @@ def edits_of(root: Path, tuned: Path, other_tuned: Path, lora: Path, out: Path, 
     return found
 
 
+def single_edits(model: Path, lineage: str, out: Path, seed: int) -> dict[str, Path]:
+    """Write copies of a Llama folder, each with one of `EDIT_KINDS`, as `<lineage>-edit-<kind>`.
+
+    Args:
+        model: The model to edit.
+        lineage: Name of its lineage.
+        out: Folder of the new folders; those that are there are kept.
+        seed: Seed of every edit.
+
+    Returns:
+        Kind -> folder, in the order of `EDIT_KINDS`.
+
+    Raises:
+        UsageError: a folder is there that was made in another way.
+        InputRefused: the model cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for kind in EDIT_KINDS:
+        folder = found[kind] = out / f"{lineage}-edit-{kind}"
+        edit = _single_edit(kind, _depth(model))
+        if folder.exists():
+            _check_same(folder, edit, (model,), seed)
+        else:
+            attack(edit.kind, [model], folder, seed=seed, **edit.options)
+    return found
+
+
+def _single_edit(kind: str, n_layers: int) -> Edit:
+    if kind == "L1":
+        return Edit(kind, "insert-layers", options={"layers": [n_layers // 2]})
+    if kind == "V2":
+        return Edit(kind, "disguise", options={"edits": ["V1"], "rename_tokens": True})
+    return Edit(kind, "disguise", options={"edits": [kind]})
+
+
 def _depth(root: Path) -> int:
     source = open_local(root)
     try:
@@ -115,9 +153,16 @@ def _write_gguf(model: Path, folder: Path) -> None:
         write_record(partial, Record("gguf", (model.name,), {"attack": GGUF, "quantisation": "Q8_0"}))
 
 
+def _recorded(edit: Edit) -> dict[str, Any]:
+    """What the record must say; "all" edits of a disguise are recorded by name, so they are not checked."""
+    if edit.kind == "disguise":
+        return {"tokens_renamed": False, **{_DISGUISE_NAMES.get(k, k): value for k, value in edit.options.items()}}
+    return {"attack": edit.kind, **edit.options}
+
+
 def _check_same(folder: Path, edit: Edit, models: tuple[Path, ...], seed: int) -> None:
     record = read_record(folder)
-    wanted = {} if edit.kind == "disguise" else json.loads(json.dumps({"attack": edit.kind, **edit.options}))
+    wanted = json.loads(json.dumps(_recorded(edit)))
     different = [key for key, value in wanted.items() if record.parameters.get(key) != value]
     if record.parents != tuple(model.name for model in models):
         different.append("parents")

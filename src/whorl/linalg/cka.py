@@ -15,6 +15,7 @@ from whorl.linalg.blocks import Doubles
 from whorl.source import Floats
 
 MIN_SAMPLES = 4
+DEGENERATE = 1e-10  # of ||K||^2 / (n (n-3)): a smaller HSIC(K, K) is rounding left by the three terms (ours)
 _ROWS_AT_ONCE = 4096
 
 
@@ -52,14 +53,21 @@ def unbiased_hsic(k: Doubles, other: Doubles) -> float:
 
 
 def unbiased_cka(x: Floats, y: Floats) -> float | None:
-    """Unbiased CKA of the kernels x^T x and y^T y, at most about 1; None where a denominator is not positive.
+    """Unbiased CKA of the kernels x^T x and y^T y, at most about 1.
+
+    None where HSIC of a kernel with itself is not positive: no features, or samples that are all alike.
 
     Args:
         x: Shape (features, n).
         y: Shape (other features, n).
     """
     k, other = zero_diagonal_gram(x), zero_diagonal_gram(y)
-    own = unbiased_hsic(k, k), unbiased_hsic(other, other)
-    if not min(own) > 0.0:  # NaN too
+    own = _own_hsic(k), _own_hsic(other)
+    if own[0] is None or own[1] is None:
         return None
     return unbiased_hsic(k, other) / float(np.sqrt(own[0]) * np.sqrt(own[1]))
+
+
+def _own_hsic(k: Doubles) -> float | None:
+    n, own = len(k), unbiased_hsic(k, k)
+    return own if own > DEGENERATE * float(np.vdot(k, k)) / (n * (n - 3)) else None  # None for NaN too

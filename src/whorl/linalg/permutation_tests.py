@@ -9,6 +9,7 @@ Where a permutation is right in some places and random in all others, the fixed 
 right places are seen from a handful (p about 1/k!), by Spearman only from several times sqrt(n).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -95,16 +96,15 @@ def spearman_log_p(rhos: Sequence[float], sizes: Sequence[int]) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    total, n = float(np.sum(rhos)), np.asarray(sizes, np.float64)
+    total = float(np.sum(rhos))
     if total <= 0.0:
         return 0.0
-    weights = 12.0 / (n * (n * n - 1.0))
-    start = np.log(total / float((2.0 / (n - 1.0)).sum()))
+    kinds = Counter(sizes)  # layers of one model mostly have one width
+    start = np.log(total / sum(2.0 * count / (n - 1.0) for n, count in kinds.items()))
 
     def exponent(log_t: float) -> float:
         t = float(np.exp(log_t))
-        bounds = [_log_moment(t * weight, int(size)) for weight, size in zip(weights, n, strict=True)]
-        return sum(bounds) - t * total
+        return sum(count * _log_moment(12.0 * t / (n * (n * n - 1.0)), n) for n, count in kinds.items()) - t * total
 
     found = minimize_scalar(exponent, bounds=(start - 2.0, start + 10.0), method="bounded")
     return min(0.0, float(found.fun))  # every t gives a valid bound, so the search need not be exact

@@ -54,7 +54,7 @@ class Direction:
 def decide(evidence: Sequence[Evidence]) -> Direction:
     """The strongest evidence, unless other evidence contradicts it."""
     if not evidence:
-        return Direction(None, "", "direction undecided: the two models differ in the same way seen from either side")
+        return Direction(None, "", "direction undecided: nothing in the pair tells which model came first")
     ordered = sorted(evidence, key=lambda e: STRENGTH.index(e.name))
     first = ordered[0]
     against = next((e for e in ordered if e.parent != first.parent), None)

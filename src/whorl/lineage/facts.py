@@ -92,9 +92,7 @@ def _on_grid(changed: Sequence[TensorDifference], side: int, relative: float) ->
     rms, inside = float(np.sqrt(np.mean(np.square(errors)))), float(np.mean(insides))
     bits = int(np.median([g.bits for g in grids]))
     fits = rms <= MAX_STEPS_RMS
-    return Quantised(
-        name_of([g.format for g in grids]), bits, len(grids), len(changed), rms, inside, relative, fits
-    )
+    return Quantised(name_of([g.format for g in grids]), bits, len(grids), len(changed), rms, inside, relative, fits)
 
 
 def _grid(t: TensorDifference, side: int) -> Grid | None:
@@ -175,7 +173,8 @@ def lora(found: LowRank, tensors: Sequence[TensorDifference], *, blocked: str) -
     if blocked:
         return Fact(name, False, blocked, numbers)
     if not found.holds:
-        return Fact(name, False, found.why, numbers)
+        high = "" if others or not found.n_touched else "; all other tensors are equal, as with an adapter of full rank"
+        return Fact(name, False, found.why + high, numbers)
     if norms:
         why = f"{found.why}, but {len(norms)} norms changed too, which adapters leave alone"
         return Fact(name, False, why, numbers)

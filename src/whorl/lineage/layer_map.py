@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import MATRIX_ROLES
 from whorl.errors import NotComparable
+from whorl.linalg.layers import align_layers, align_with_restarts
 from whorl.lineage.differences import LayerMap, RoleRows
 from whorl.lineage.pruning import Columns
-from whorl.linalg.layers import align_layers, align_with_restarts
 
 SKETCH_ROWS = 32
 READERS = ("q", "k", "v", "gate", "up")
@@ -136,7 +136,11 @@ def _without_chance(pairs: LayerMap, scores: NDArray[np.float64]) -> LayerMap:
 def _comparable(a: CanonicalModel, b: CanonicalModel, columns: Columns | None) -> tuple[str, ...]:
     """Roles whose rows correspond: equal shapes, or readers with equally many rows once columns are matched."""
     shapes = [
-        {role: RoleRows(m.source, s, role).shape for (role, layer, expert), s in m.layout.slots() if _wanted(role, layer, expert, 0)}
+        {
+            role: RoleRows(m.source, s, role).shape
+            for (role, layer, expert), s in m.layout.slots()
+            if _wanted(role, layer, expert, 0)
+        }
         for m in (a, b)
     ]
     common = [role for role in MATRIX_ROLES if role in shapes[0] and role in shapes[1]]

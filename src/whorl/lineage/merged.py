@@ -177,9 +177,7 @@ def _without(total: Doubles, child: int, fit: _Fit, left_out: int) -> float:
     return min(_fit(total, child, o, found)[1] if found else float(total[o, child]) for o, found in tries)
 
 
-def _checked(
-    total: Doubles, squared: Doubles, child: int, fit: _Fit, weights: Doubles, nearest: float
-) -> Merge | None:
+def _checked(total: Doubles, squared: Doubles, child: int, fit: _Fit, weights: Doubles, nearest: float) -> Merge | None:
     order = sorted(range(len(fit.members)), key=lambda k: (-fit.shares[k], fit.members[k]))
     parents = tuple(fit.members[k] for k in order)
     shares = tuple(fit.shares[k] for k in order)
@@ -219,5 +217,5 @@ def _siblings(total: Doubles, child: int, origin: int, parents: Sequence[int]) -
         inner = _gram(total, origin, others, [p])[:, 0]
         cosines = inner / np.sqrt(total[origin, others] * total[origin, p])
         size = np.sqrt(total[origin, child] / total[origin, p])
-        found.append(size * float(max(cosines[cosines < SIBLING_COSINE], default=0.0)))
+        found.append(float(size * max(cosines[cosines < SIBLING_COSINE], default=0.0)))
     return tuple(found)

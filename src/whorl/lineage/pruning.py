@@ -4,15 +4,15 @@ Unstructured: the share of zeros rises, and where a weight survives it equals th
 Structured: every neuron (head, residual coordinate) that is left is found among the larger model's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whorl.canonical.model import CanonicalModel
-from whorl.lineage.differences import Kept, LayerMap, RolePair, RoleRows, TensorDifference
 from whorl.linalg.matching import assign
+from whorl.lineage.differences import Kept, LayerMap, RolePair, RoleRows, TensorDifference
 from whorl.source import Floats
 
 MIN_EXTRA_ZEROS = 0.05  # share; trained weights hold next to none, and pruning recipes start at 0.1
@@ -34,7 +34,7 @@ class Zeros:
         share_other: Zeros among those of the other.
         equal: Share of survivors that equal the other model's.
         cosine: Cosine of the survivors.
-        pattern: "2:4", "unstructured" or the name of whole rows.
+        pattern: "2:4" or "unstructured".
         magnitude: Probability that a zeroed weight was smaller, in the other model, than a kept one of the same matrix
             (of the same four for 2:4); None when the sample holds no such pair.
     """
@@ -54,7 +54,8 @@ class Zeros:
 
 def find_zeros(tensors: Sequence[TensorDifference], side: int) -> Zeros | None:
     """Zeros of side 0 (A) or 1 (B) that the other side does not have; None when there are no more than there."""
-    matrices = [t for t in tensors if t.pair.is_layer_matrix]
+    # A matrix that is zero altogether belongs to an idle layer, not to a pruned one.
+    matrices = [t for t in tensors if t.pair.is_layer_matrix and t.kept[side].n_zero < t.n]
     n = sum(t.n for t in matrices)
     if not n:
         return None
@@ -82,14 +83,17 @@ def _smaller_first(pair: RolePair, side: int, in_fours: bool) -> float | None:
     """P(|w| of a zeroed weight < |w| of a kept one), ties half, on sampled rows."""
     sides = pair.a.sample(SAMPLE_ROWS), pair.b.sample(SAMPLE_ROWS)
     gone, size = sides[side] == 0, np.abs(sides[1 - side])
-    width = 4 if in_fours else size.size
-    gone, size = gone.reshape(-1, width), size.reshape(-1, width)
-    if not in_fours:
-        return _rank_probability(gone[0], size[0])
-    mixed = gone.any(axis=1) & ~gone.all(axis=1)
-    values = [_rank_probability(g, s) for g, s in zip(gone[mixed][:512], size[mixed][:512], strict=True)]
-    found = [v for v in values if v is not None]
-    return float(np.mean(found)) if found else None
+    return _within_fours(gone, size) if in_fours else _rank_probability(gone.ravel(), size.ravel())
+
+
+def _within_fours(gone: NDArray[np.bool_], size: Floats) -> float | None:
+    """The same, over all pairs of a zeroed and a kept weight inside one group of four."""
+    gone, size = gone.reshape(-1, 4), size.reshape(-1, 4)
+    mixed = gone[:, :, None] & ~gone[:, None, :]  # (groups, zeroed, kept)
+    if not mixed.any():
+        return None
+    smaller = (size[:, :, None] < size[:, None, :]) + 0.5 * (size[:, :, None] == size[:, None, :])
+    return float(smaller[mixed].mean())
 
 
 def _rank_probability(gone: NDArray[np.bool_], size: Floats) -> float | None:
@@ -143,9 +147,9 @@ def find_subsets(a: CanonicalModel, b: CanonicalModel, layers: LayerMap, columns
         found.append(columns.subset)
     if a.shape.d_mlp != b.shape.d_mlp and not a.shape.n_experts and not b.shape.n_experts:
         roles = tuple(r for r in ("gate", "up") if r != "gate" or (a.shape.gated and b.shape.gated))
-        found.append(_subset("neurons", a, b, chosen, columns, roles, lambda m, role: 1))
+        found.append(_subset("neurons", a, b, chosen, columns, roles, 1))
     if a.shape.n_heads != b.shape.n_heads and a.shape.d_head == b.shape.d_head:
-        found.append(_subset("heads", a, b, chosen, columns, ("q",), lambda m, role: m.shape.d_head))
+        found.append(_subset("heads", a, b, chosen, columns, ("q",), a.shape.d_head))
     return found
 
 
@@ -192,7 +196,7 @@ def _subset(
     layers: Sequence[tuple[int, int]],
     columns: Columns | None,
     roles: Sequence[str],
-    height: Callable[[CanonicalModel, str], int],
+    height: int,
 ) -> Subset:
     cosines: list[float] = []
     sizes, width = (0, 0), 1
@@ -213,7 +217,7 @@ def _items(
     roles: Sequence[str],
     columns: Columns | None,
     side: int,
-    height: Callable[[CanonicalModel, str], int],
+    height: int,
 ) -> Floats:
     """Items as rows: a neuron is its gate and up rows side by side, a head all its query rows."""
     slots = {key: stored for key, stored in model.layout.slots() if key[1] == layer}
@@ -222,7 +226,7 @@ def _items(
         rows = RoleRows(model.source, slots[role, layer, None], role)
         array = np.concatenate(list(rows.blocks()))
         array = array if columns is None else columns.cut(array, side)
-        pieces.append(array.reshape(len(array) // height(model, role), -1))
+        pieces.append(array.reshape(len(array) // height, -1))
     return np.concatenate(pieces, axis=1)
 
 

@@ -15,6 +15,7 @@ from whorl.canonical.model import CanonicalModel
 from whorl.errors import MalformedFile, NotComparable
 from whorl.linalg.blocks import Doubles
 from whorl.linalg.matching import Indices, assign
+from whorl.pairs._shared_tokens import shared_ids
 from whorl.source import Floats
 
 Raw = Mapping[str, Floats]
@@ -86,9 +87,11 @@ class PairExtras:
         for model, strings in zip((self.a, self.b), self._tokens, strict=True):
             if strings is None:
                 raise NotComparable(f"the tokens of {model.label} are not known, so none is known to be shared")
-        ids = [_ids(strings, m.shape.n_vocab) for m, strings in zip((self.a, self.b), self._tokens, strict=True)]
-        both = tuple(sorted(ids[0].keys() & ids[1].keys()))
-        return SharedTokens(both, *(np.array([table[s] for s in both], dtype=np.intp) for table in ids))
+        first, second = (tuple(strings or ()) for strings in self._tokens)
+        a, b = shared_ids(first[: self.a.shape.n_vocab], second[: self.b.shape.n_vocab])
+        strings = [str(first[i]) for i in a]
+        order = np.array([i for _, i in sorted((string, i) for i, string in enumerate(strings))], dtype=np.intp)
+        return SharedTokens(tuple(strings[i] for i in order), a[order], b[order])
 
     def _rows(self, n: int, *, folded: bool) -> tuple[Floats, Floats]:
         """Embedding rows of `n` shared tokens (or all, if fewer), shapes (n, d_a) and (n, d_b); see `rare_first`.
@@ -187,10 +190,6 @@ def _stored_rows(model: CanonicalModel, start: int, stop: int) -> Floats:
         found = f"{n_bad} of {rows.size} values read are NaN or infinite"
         raise MalformedFile("tensor", name, found, "finite numbers", "The file is damaged or training diverged.")
     return rows
-
-
-def _ids(strings: Sequence[str | None] | None, n_rows: int) -> dict[str, int]:
-    return {string: i for i, string in enumerate((strings or ())[:n_rows]) if string is not None}
 
 
 def _rarity(string: str) -> tuple[bool, bool, int, str]:

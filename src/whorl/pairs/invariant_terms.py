@@ -7,10 +7,13 @@ With X the embedding rows of n tokens that both models have, per layer and summe
 Each term is brought to mean 0 and spread 1; the similarity is the cosine of all terms stacked, which is the mean of
 their Pearson correlations. Every term is in tokens, not in residual coordinates, so no common frame is needed.
 
-    form=folded     canonical matrices and rows, and M3 as above (ours): nothing that leaves the function alone moves it
-    form=published  matrices and rows as stored, M3 = X (gate * up)^T down^T X^T; a rotation or moved gains move it
+    form=neurons    M3 as above (ours): nothing that leaves the function alone moves it
+    form=published  M3 = X (gate * up)^T down^T X^T: the product in residual coordinates, which signs and rotations move
+    fold=True       canonical matrices and rows (ours)
+    fold=False      matrices and rows as stored (as published): gains moved into readers move it
 
-The published tokens are the rarest of a text corpus, which is not at hand; here they are chosen by their strings alone
+`invariant-terms(form=published,fold=False)` is the published method. One step differs (ours): the published tokens are
+the rarest of a text corpus, which is not at hand; here they are chosen by their strings alone
 (`whorl.pairs.extras.rare_first`). The value is the mean of the last two matched layers, as published.
 """
 
@@ -22,16 +25,15 @@ import numpy as np
 
 from whorl.canonical.roles import Attention, ModelShape
 from whorl.errors import NotComparable, UsageError
-from whorl.linalg.blocks import Doubles
 from whorl.method import Outcome, choose
-from whorl.pairs.extras import Raw
+from whorl.pairs.extras import PairExtras, Raw
 from whorl.pairs.layer import MatchedLayer
 from whorl.pairs.method import LayerObservation, PairMethod
 from whorl.pairs.pair import Pair
 from whorl.source import Floats
 from whorl.weights.values import Values
 
-FORMS = ("folded", "published")
+FORMS = ("neurons", "published")
 TERMS = ("m1", "m2", "m3")
 MIN_TOKENS = 256
 MAX_TOKENS = 4096
@@ -40,6 +42,9 @@ LAST_LAYERS = 2
 Terms = dict[str, Floats]
 """Term -> (n, n)."""
 
+Maps = tuple[Floats | None, Floats, Floats]
+"""Gate (None without), up and down of an MLP."""
+
 
 @dataclass(frozen=True)
 class InvariantTerms(PairMethod):
@@ -47,11 +52,13 @@ class InvariantTerms(PairMethod):
 
     Args:
         n: Tokens, 256 to 4096; with fewer shared ones all are taken, down to 256.
-        form: "folded" or "published", see the module.
+        form: "neurons" or "published", see the module.
+        fold: Whether norms are folded into the matrices.
     """
 
     n: int = 1024
-    form: str = "folded"
+    form: str = "neurons"
+    fold: bool = True
 
     name: ClassVar[str] = "invariant-terms"
     version: ClassVar[int] = 1
@@ -71,34 +78,22 @@ class InvariantTerms(PairMethod):
     def observe(self, layer: MatchedLayer) -> Values:
         """One correlation for each term that both models have and that is not constant."""
         extras = layer.of_pair()
-        rows = extras.rows(self.n, folded=self.form == "folded")
-        if self.form == "folded":
-            sides = [_folded_terms(layer, side, rows[side]) for side in (0, 1)]
-        else:
-            raws = list(extras.raw(layer.a, layer.b))
-            shapes = (extras.a.shape, extras.b.shape)
-            sides = [_published_terms([both[i] for both in raws], shapes[i], rows[i]) for i in (0, 1)]
-        found: dict[str, float | None] = {}
-        for term in (t for t in TERMS if all(t in side for side in sides)):
-            both = [side[term].astype(np.float64) for side in sides]
-            found[term] = _correlation(*both)
-            found[f"{term}.centred"] = _correlation(*map(_double_centred, both))
+        rows = extras.rows(self.n, folded=self.fold)
+        parts = _canonical(layer) if self.fold else _stored(layer, extras)
+        sides = [_terms(x, attention, mlp, self.form) for x, (attention, mlp) in zip(rows, parts, strict=True)]
+        found = {term: _correlation(sides[0][term], sides[1][term]) for term in TERMS if all(term in s for s in sides)}
         return {term: np.array([value]) for term, value in found.items() if value is not None}
 
     def conclude(self, pair: Pair, observed: Sequence[LayerObservation]) -> Outcome:
-        """Mean correlation in [-1, 1] over the last two matched layers.
-
-        Variants: `all` layers; each term over all layers; `centred`, the last two layers with row and column means of
-        the terms removed, which takes out what all tokens have in common (ours).
-        """
+        """Mean correlation in [-1, 1] over the last two matched layers; variants: all layers, and each term in all."""
         n = min(self.n, len(pair.extras.shared.strings))
         last = _mean(observed[-LAST_LAYERS:], TERMS)
         if last is None:
             raise NotComparable("degenerate: every term of the last two matched layers is constant")
         variants = {"all": _mean(observed, TERMS)} | {term: _mean(observed, (term,)) for term in TERMS}
-        variants["centred"] = _mean(observed[-LAST_LAYERS:], [f"{term}.centred" for term in TERMS])
         layers = ", ".join(f"{o.a}-{o.b}" for o in observed[-LAST_LAYERS:])
-        why = f"mean correlation of {self.form} terms on {n} shared tokens, layers {layers}"
+        norms = "folded in" if self.fold else "left out"
+        why = f"mean correlation of terms on {n} shared tokens, M3 form {self.form}, norms {norms}, layers {layers}"
         return Outcome(value=last, variants=variants, why=why)
 
 
@@ -129,37 +124,44 @@ def mlp_term(x: Floats, gate: Floats | None, up: Floats, down: Floats) -> Floats
     return inner @ (x @ down).T
 
 
-def _folded_terms(layer: MatchedLayer, side: int, x: Floats) -> Terms:
-    terms = attention_terms(x, layer.attention[side])
-    if layer.mlp is not None:
-        mlp = layer.mlp[side]
-        terms["m3"] = mlp_term(x, mlp.gate, mlp.up, mlp.down)
+def _terms(x: Floats, attention: Attention, mlp: Maps | None, form: str) -> Terms:
+    terms = attention_terms(x, attention)
+    if mlp is not None:
+        gate, up, down = mlp
+        if form == "published" and gate is not None:
+            terms["m3"] = mlp_term(x, None, gate * up, down)
+        else:
+            terms["m3"] = mlp_term(x, gate, up, down)
     return terms
 
 
-def _published_terms(parts: Sequence[Raw], shape: ModelShape, x: Floats) -> Terms:
-    terms = attention_terms(x, _stored_attention(parts[0], shape))
-    for raw in parts[1:2]:
-        # The element-wise product in residual coordinates, as in the published code.
-        inner = raw["gate"] * raw["up"] if "gate" in raw else raw["up"]
-        terms["m3"] = (x @ inner.T) @ (x @ raw["down"]).T
-    return terms
+def _canonical(layer: MatchedLayer) -> list[tuple[Attention, Maps | None]]:
+    """Attention and MLP of both models with norms folded in."""
+    mlps = layer.mlp or (None, None)
+    maps = [None if mlp is None else (mlp.gate, mlp.up, mlp.down) for mlp in mlps]
+    return list(zip(layer.attention, maps, strict=True))
+
+
+def _stored(layer: MatchedLayer, extras: PairExtras) -> list[tuple[Attention, Maps | None]]:
+    """Attention and MLP of both models as stored."""
+    parts = list(extras.raw(layer.a, layer.b))
+    found = []
+    for side, shape in enumerate((extras.a.shape, extras.b.shape)):
+        mlp = parts[1][side] if len(parts) > 1 else None
+        maps = None if mlp is None else (mlp.get("gate"), mlp["up"], mlp["down"])
+        found.append((_stored_attention(parts[0][side], shape), maps))
+    return found
 
 
 def _stored_attention(raw: Raw, shape: ModelShape) -> Attention:
-    heads, width = shape.d_head, shape.d_model
-    q, k, v = (raw[role].reshape(-1, heads, width) for role in ("q", "k", "v"))
-    o = raw["o"].reshape(width, shape.n_heads, heads).transpose(1, 0, 2)
+    q, k, v = (raw[role].reshape(-1, shape.d_head, shape.d_model) for role in ("q", "k", "v"))
+    o = raw["o"].reshape(shape.d_model, shape.n_heads, shape.d_head).transpose(1, 0, 2)
     return Attention(layer=0, q=q, k=k, v=v, o=o, o_bias=None, bias_column=False)
 
 
-def _double_centred(term: Doubles) -> Doubles:
-    return np.asarray(term - term.mean(axis=0) - term.mean(axis=1, keepdims=True) + term.mean())
-
-
-def _correlation(one: Doubles, other: Doubles) -> float | None:
+def _correlation(one: Floats, other: Floats) -> float | None:
     """Pearson correlation of all entries, None where a term is constant or not finite."""
-    x, y = one.reshape(-1), other.reshape(-1)
+    x, y = (term.astype(np.float64).reshape(-1) for term in (one, other))
     largest = float(np.abs(x).max()), float(np.abs(y).max())
     if not (np.isfinite(largest).all() and min(largest) > 0.0):
         return None

@@ -6,6 +6,8 @@ import numpy as np
 
 from whorl.canonical.roles import Attention, Mlp
 from whorl.pairs.extras import PairExtras
+from whorl.pairs.operators import ModelOperators
+from whorl.pairs.sketch import Basis
 from whorl.source import Floats
 
 
@@ -19,8 +21,10 @@ class MatchedLayer:
         attention: Canonical attention of both.
         mlp: Canonical dense MLP of both; None where either has experts.
         r: Shape (d_a, d_b), orthonormal columns or rows: row vectors of A's residual stream times `r` are in B's frame.
-        fitted: Whether this layer helped to find `r` (rung 3); then it must not be scored.
+        fitted: Whether a layer of either model here helped to find `r` (rung 3); then it must not be scored.
         extras: Shared tokens and stored tensors of the pair, for the methods that ask.
+        basis: Directions of the residual stream that tell models apart, in both frames; None without a frame.
+        operators: Where flattened operators of both models are kept; None without a frame.
     """
 
     a: int
@@ -30,6 +34,8 @@ class MatchedLayer:
     r: Floats
     fitted: bool = False
     extras: PairExtras | None = None
+    basis: Basis | None = None
+    operators: tuple[ModelOperators, ModelOperators] | None = None
 
     def of_pair(self) -> PairExtras:
         """The extras (`LookupError` when this layer was made without them)."""

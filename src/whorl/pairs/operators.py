@@ -136,7 +136,8 @@ def _grouped(maps: Floats, right: Floats, repeat: int) -> Floats:
 
 def _roots(x: Floats) -> tuple[Doubles, Doubles]:
     """G^(1/2) and G^(-1/2) of G = x x^T in float64, (H, r, r) each; the inverse lives where x has directions."""
-    gram = np.stack([wide @ wide.T for wide in (head.astype(np.float64) for head in x)])
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at in the next line
+        gram = np.stack([wide @ wide.T for wide in (head.astype(np.float64) for head in x)])
     if not np.isfinite(gram).all():
         raise NotComparable("not finite: squares of attention weights overflow")
     squares, vectors = np.linalg.eigh(gram)
@@ -177,9 +178,15 @@ class ModelOperators:
         """The flattened operators of one layer."""
         if index in self._layers:
             return self._layers[index]
-        found = layer_operators(canonical_attention(self.model.attention_part(index)))
+        return self.of(canonical_attention(self.model.attention_part(index)))
+
+    def of(self, attention: Attention) -> LayerOperators:
+        """The flattened operators of a layer whose canonical attention is in memory."""
+        if attention.layer in self._layers:
+            return self._layers[attention.layer]
+        found = layer_operators(attention)
         if self._cached:
-            self._layers[index] = found
+            self._layers[attention.layer] = found
         return found
 
     def spectra(self) -> dict[str, Doubles]:

@@ -1,10 +1,11 @@
 """`Pair`: two open models with what all pairwise methods share, each found once and only when asked for.
 
-tokens      strings of the embedding rows, where the tokenizers could be read
-sketches    small head-summed operators of every layer in a common frame
-frame       the map between the residual streams, and the rung of the ladder that gave it
-path        which layer corresponds to which
-layers()    matched layers, read once, one pair in memory
+tokens       strings of the embedding rows, where the tokenizers could be read
+frame        the map between the residual streams, and the rung of the ladder that gave it
+basis        directions of the residual stream that tell models apart
+sketches     small head-summed operators of every layer in the common frame
+alignment    which layer corresponds to which
+layers()     matched layers, read once, one pair in memory
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,14 @@ from numpy.typing import NDArray
 from whorl.canonical.form import canonical_attention, canonical_mlp
 from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import Attention, Mlp
-from whorl.linalg.layers import LayerPath
+from whorl.errors import NotComparable
+from whorl.linalg.layers import LayerPath, align_layers
 from whorl.pairs.extras import PairExtras
-from whorl.pairs.frame import Frame, find_frame
+from whorl.pairs.frame import RUNGS, Frame, climb
 from whorl.pairs.layer import MatchedLayer
+from whorl.pairs.operators import ModelOperators
+from whorl.pairs.sketch import WIDTH, Basis, layer_similarities, quiet_basis, sketches
+from whorl.source import Floats
 
 Tokens = Sequence[str | None]
 """String of each embedding row by id; None for rows without a token."""
@@ -47,21 +52,50 @@ class Pair:
         b: The other.
         tokens: Token strings of both, None where no tokenizer could be read.
         seed: Of everything drawn at random.
+        rungs: Rungs of the ladder that may give the frame (see `whorl.pairs.frame`).
     """
 
     def __init__(
-        self, a: CanonicalModel, b: CanonicalModel, tokens: tuple[Tokens | None, Tokens | None], seed: int = 0
+        self,
+        a: CanonicalModel,
+        b: CanonicalModel,
+        tokens: tuple[Tokens | None, Tokens | None],
+        seed: int = 0,
+        rungs: Sequence[int] = RUNGS,
     ) -> None:
-        self.a, self.b, self.tokens, self.seed = a, b, tokens, seed
+        self.a, self.b, self.tokens, self.seed, self.rungs = a, b, tokens, seed, tuple(rungs)
+        self._operators = ModelOperators(a), ModelOperators(b)
 
     @cached_property
+    def _frame(self) -> Frame | NotComparable:
+        try:
+            return climb(*self._operators, self.tokens, self.seed, self.rungs)
+        except NotComparable as reason:
+            return reason
+
+    @property
     def frame(self) -> Frame:
         """The common residual frame.
 
         Raises:
             NotComparable: no rung of the ladder gives one.
         """
-        return find_frame(self.a, self.b, self.tokens, self.seed)
+        if isinstance(self._frame, NotComparable):
+            raise NotComparable(str(self._frame))
+        return self._frame
+
+    @property
+    def frame_or_identity(self) -> Floats:
+        """The map of the frame, or the identity where there is no frame and widths are equal: (d_a, d_b).
+
+        Raises:
+            NotComparable: no frame, and widths differ.
+        """
+        if isinstance(self._frame, Frame):
+            return self._frame.r
+        if self.a.shape.d_model != self.b.shape.d_model:
+            raise NotComparable(str(self._frame))
+        return np.eye(self.a.shape.d_model, dtype=np.float32)
 
     @cached_property
     def extras(self) -> PairExtras:
@@ -69,17 +103,33 @@ class Pair:
         return PairExtras(self.a, self.b, self.tokens)
 
     @cached_property
+    def basis(self) -> Basis:
+        """Directions that tell models apart, in both frames."""
+        return quiet_basis(*self._operators, self.frame_or_identity)
+
+    @cached_property
+    def sketches(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sketches of all layers in the common frame, (L, 2, n, n) each (see `whorl.pairs.sketch`)."""
+        small = self.basis.narrowed(WIDTH, self.seed)
+        a, b = self._operators
+        return sketches(a, small.a), sketches(b, small.b)
+
+    @cached_property
     def alignment(self) -> Alignment:
-        """Layer similarities in the common frame and the path through them."""
-        raise NotImplementedError
+        """Layer similarities in the common frame (or the identity, see `frame_or_identity`) and the path through them."""
+        scores = layer_similarities(*self.sketches)
+        return Alignment(scores, align_layers(scores))
 
     def layers(self) -> Iterator[MatchedLayer]:
-        """Matched layers in path order, each read once from both files."""
-        fitted = set(self.frame.fitted)
+        """Matched layers in path order, each read once from both files; under `frame_or_identity`."""
+        frame = self._frame if isinstance(self._frame, Frame) else None
         for i, j in self.alignment.path.matched:
             one, other = _sublayers(self.a, i), _sublayers(self.b, j)
             mlp = None if one[1] is None or other[1] is None else (one[1], other[1])
-            yield MatchedLayer(i, j, (one[0], other[0]), mlp, self.frame.r, (i, j) in fitted, self.extras)
+            fitted = frame is not None and frame.is_fitted(i, j)
+            basis, operators = (None, None) if frame is None else (self.basis, self._operators)
+            attention, r = (one[0], other[0]), self.frame_or_identity
+            yield MatchedLayer(i, j, attention, mlp, r, fitted, self.extras, basis, operators)
 
 
 def _sublayers(model: CanonicalModel, layer: int) -> tuple[Attention, Mlp | None]:

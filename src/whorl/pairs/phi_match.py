@@ -8,13 +8,13 @@ If B's neurons come from A's, in any order, both matrices lead to the same partn
     value   = share of neurons with pi_gate(i) = pi_up(i), mean over layers; about 1/f for unrelated models
 
 The paper matches activations on text and takes Spearman(pi_gate, pi_up); rows and the share are ours, Spearman is a
-variant. The share does not change when either model reorders its neurons, Spearman does; and since a wrong partner is a
-random one, the share sees partial agreement better: a child of one of our trained example models under weight noise of
-four times the weights had 0.073 against 0.029 +- 0.005 of 21 unrelated pairs (9 sd), Spearman 0.076 against 0.018 +- 0.041
-(1.4 sd). With other widths the neurons of the narrower model are counted.
+variant. The share does not change when a model reorders its neurons, Spearman does when B's do; and since a wrong partner is a
+random one, the share sees partial agreement better. Unrelated: 21 pairs of 7 trained example models, share 0.029 +- 0.005,
+Spearman 0.018 +- 0.041. One child, one draw of weight noise: at three times the weights 0.253 and 0.266 (45 and 6 sd), at
+four 0.073 and 0.076 (9 and 1.4 sd), at six neither sees it. With other widths the narrower model's neurons are counted.
 
 The p is "nominal" and never decides: traits that the gate and up rows of a neuron share (size, inactivity, a direction)
-couple the two matchings of unrelated models. Those 21 pairs have 0.029 where 1/f is 0.010, and "p" down to 1e-9.
+couple the two matchings of unrelated models. Those pairs have 0.029 where 1/f is 0.010, and "p" below 1e-8.
 """
 
 from collections.abc import Sequence
@@ -55,15 +55,16 @@ class PhiMatch(PairMethod):
     paper: ClassVar[str] = "Independence tests for language models (ICML 2025), phi_MATCH"
 
     def check(self, pair: Pair) -> None:
-        """Both models need dense, gated MLPs.
+        """Both models need dense, gated MLPs, and a common frame: without one even copies may show nothing.
 
         Raises:
-            NotComparable: experts, or no gate.
+            NotComparable: experts, no gate, or no frame.
         """
         require_dense_mlps(pair)
         for model in (pair.a, pair.b):
             if not model.shape.gated:
                 raise NotComparable(f"{model.label} has an MLP without a gate: one matching of neurons, two are needed")
+        _ = pair.frame
 
     def observe(self, layer: MatchedLayer) -> Values:
         """`partner` by gate and `partner_up`, each for the neurons of the narrower model; `dead`, `sparse`: one number.

@@ -10,9 +10,10 @@ permutation, in each layer independently of the others, whatever the weights loo
     p         = P(as many fixed points pi(i) = i under uniform permutations, all layers together)
 
 What the exactness needs. (a) Frame and layer path come from embeddings and attention alone, so under the null they are
-independent of the order of neurons. (b) The matching treats row numbers as arbitrary; `match_rows` shuffles both sides
-first, so ties and the candidate list of wide layers keep this. (c) Neuron i counts where neither model has a zero row
-at i, a rule that commutes with reordering. (d) Nobody sorted the neurons of both models by one criterion.
+independent of the order of neurons; without a frame the identity serves. (b) The matching treats row numbers as
+arbitrary: `match_rows` shuffles both sides first, so ties and the candidate list of wide layers keep this. (c) Neuron i
+counts where neither model has a zero row at i, a rule that commutes with reordering. (d) Nobody sorted the neurons of
+both models by one criterion.
 
 The p is that of fixed points (ours), since pi(i) is either right or random: k right neurons have p about 1/k!. The
 paper's Spearman gets a guaranteed Chernoff bound beside it, and its Fisher p over normal tails as "nominal". The first
@@ -65,7 +66,7 @@ class PhiU(PairMethod):
     smallest_effect: ClassVar[float] = 0.1  # ours: a tenth of the neurons in place
 
     def check(self, pair: Pair) -> None:
-        """Both models need dense MLPs of one width.
+        """Both models need dense MLPs of one width; no frame is needed, the test is exact under any map.
 
         Raises:
             NotComparable: experts, or other widths.

@@ -1,18 +1,34 @@
-"""Run pairwise methods over matched layers, one pass for all of them."""
+"""Run pairwise methods over matched layers, one pass over both files for all of them.
+
+A method that needs a common frame touches `pair.frame` in `check`, which then refuses with the ladder's reasons. Where no
+frame was found and widths are equal, matched layers carry the identity (`Pair.frame_or_identity`), so methods that can
+do without a frame still run.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from whorl.errors import NotComparable
 from whorl.method import Outcome
+from whorl.pairs.aligned_operators import AlignedOperators
 from whorl.pairs.frame import Frame
-from whorl.pairs.method import PairMethod
+from whorl.pairs.layer import MatchedLayer
+from whorl.pairs.method import LayerObservation, PairMethod
 from whorl.pairs.pair import Alignment, Pair
 from whorl.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class PairResult:
-    """What the pairwise methods found, and what they shared."""
+    """What the pairwise methods found, and what they shared.
+
+    Args:
+        outcomes: Canonical name -> outcome, or the reason why this method cannot compare the pair.
+        frame: The common residual frame, None without one.
+        frame_why: Where the frame comes from, or why there is none.
+        alignment: Which layers correspond; None where no layers could be aligned.
+        layers: (layer of A, layer of B, mean matched operator cosine) where `aligned-operators` ran.
+    """
 
     outcomes: Mapping[str, Outcome | str]
     frame: Frame | None
@@ -21,6 +37,87 @@ class PairResult:
     layers: tuple[tuple[int, int, float], ...]
 
 
+@dataclass
+class _Run:
+    """One method under way; `refused` holds its reason once it gave up."""
+
+    method: PairMethod
+    observed: list[LayerObservation] = field(default_factory=list)
+    refused: str | None = None
+
+    def check(self, pair: Pair) -> None:
+        try:
+            self.method.check(pair)
+        except NotComparable as reason:
+            self.refused = str(reason)
+
+    def observe(self, layer: MatchedLayer) -> None:
+        if self.refused is not None:
+            return
+        try:
+            self.observed.append(LayerObservation(layer.a, layer.b, self.method.observe(layer)))
+        except NotComparable as reason:
+            self.refused = str(reason)
+
+    def outcome(self, pair: Pair) -> Outcome | str:
+        if self.refused is None:
+            try:
+                return self.method.conclude(pair, self.observed)
+            except NotComparable as reason:
+                self.refused = str(reason)
+        return self.refused
+
+
 def compare_pair(pair: Pair, methods: Sequence[PairMethod], progress: Progress = silent) -> PairResult:
-    """Outcomes by canonical name."""
-    return PairResult({}, None, "being written", None, ())
+    """Run every method on a pair.
+
+    Args:
+        pair: Two open models.
+        methods: Without doubles; without any, nothing is read.
+        progress: Told about the frame and about every matched layer.
+
+    Raises:
+        InputRefused: a file cannot be read.
+    """
+    if not methods:
+        return PairResult({}, None, "no pairwise method was asked for", None, ())
+    progress("common frame", 0, 1)
+    frame, frame_why = _frame(pair)
+    progress("common frame", 1, 1)
+    runs = [_Run(method) for method in methods]
+    for run in runs:
+        run.check(pair)
+    alignment = _observe(pair, runs, progress)
+    outcomes = {run.method.canonical_name: run.outcome(pair) for run in runs}
+    return PairResult(outcomes, frame, frame_why, alignment, _layer_similarities(runs))
+
+
+def _frame(pair: Pair) -> tuple[Frame | None, str]:
+    try:
+        return pair.frame, pair.frame.why
+    except NotComparable as reason:
+        return None, str(reason)
+
+
+def _observe(pair: Pair, runs: Sequence[_Run], progress: Progress) -> Alignment | None:
+    """Pass every matched layer to every method; without an alignment all of them are refused."""
+    try:
+        alignment = pair.alignment
+    except NotComparable as reason:
+        for run in runs:
+            run.refused = run.refused or str(reason)
+        return None
+    if any(run.refused is None for run in runs):
+        total = len(alignment.path.matched)
+        for done, layer in enumerate(pair.layers(), start=1):
+            for run in runs:
+                run.observe(layer)
+            progress("matched layers", done, total)
+    return alignment
+
+
+def _layer_similarities(runs: Sequence[_Run]) -> tuple[tuple[int, int, float], ...]:
+    for run in runs:
+        if isinstance(run.method, AlignedOperators) and run.refused is None:
+            return tuple(run.method.layer_similarities(run.observed))
+    return ()

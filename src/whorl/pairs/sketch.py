@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from whorl.linalg.blocks import Doubles
-from whorl.linalg.layers import align_layers
 from whorl.pairs.operators import ModelOperators
 from whorl.source import Floats
 
@@ -72,17 +71,30 @@ def normalised(stack: Doubles) -> Doubles:
     return np.divide(stack, norm, out=np.zeros_like(stack), where=norm > 0)
 
 
-def layer_similarities(a: Doubles, b: Doubles) -> Doubles:
+def layer_similarities(a: Floats, b: Floats) -> Doubles:
     """Mean cosine of QK and OV sketches of every pair of layers, (L_a, L_b)."""
-    return np.asarray(a.reshape(len(a), -1) @ b.reshape(len(b), -1).T / 2)
+    return np.asarray(a.reshape(len(a), -1) @ b.reshape(len(b), -1).T / 2, dtype=np.float64)
 
 
 def live_layers(stack: Doubles) -> Doubles:
-    """Which layers have a live operator, (L,) of 0 and 1."""
-    return np.any(stack != 0, axis=(1, 2, 3)).astype(np.float64)
+    """Which layers have live QK and OV operators, (L,) of 0 and 1."""
+    return np.any(stack != 0, axis=(2, 3)).all(axis=1).astype(np.float64)
 
 
-def path_score(scores: Doubles) -> float:
-    """Sum of the matched similarities along the best monotone path, per layer of the shallower model."""
-    matched = align_layers(scores).matched
-    return sum(float(scores[i, j]) for i, j in matched) / min(scores.shape)
+def path_scores(scores: Doubles) -> Doubles:
+    """The largest sum of similarities along a monotone path, per layer of the shallower model, for many score matrices.
+
+    Args:
+        scores: (b, L_a, L_b).
+
+    Returns:
+        (b,), never negative: layers may be left out at no cost.
+    """
+    count, rows, columns = scores.shape
+    best = np.zeros((columns + 1, count))
+    for i in range(rows):
+        above = best.copy()
+        for j in range(columns):
+            matched = above[j] + scores[:, i, j]
+            best[j + 1] = np.maximum(np.maximum(above[j + 1], best[j]), matched)
+    return best[-1] / min(rows, columns)

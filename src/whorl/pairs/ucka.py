@@ -65,6 +65,8 @@ class Ucka(PairMethod):
             raise NotComparable(f"{min(widths)} residual dimensions are too few for an unbiased estimate")
         if self.align == "none" and widths[0] != widths[1]:
             raise NotComparable(f"residual widths {widths[0]} and {widths[1]} differ, and align=none maps nothing")
+        if self.align == "procrustes":
+            _ = pair.frame
         if self.align == "lap":
             pair.extras.columns(folded=self.fold)
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from whorl._atomic import write_text
 from whorl.errors import UsageError
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 
     from whorl.calibration import Calibration
     from whorl.comparison import Comparison
+    from whorl.identification import Identification
     from whorl.surveys import Survey
+    from whorl.trees import Tree
+
+    Result: TypeAlias = Comparison | Identification | Survey | Tree
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(
-    results: "Sequence[Comparison | Survey | str | Path]",
+    results: "Sequence[Result | str | Path]",
     out: str | Path = "report.html",
     *,
     light: bool = False,
@@ -41,7 +45,7 @@ def report(
     """Write one HTML file about results.
 
     Args:
-        results: Comparisons and surveys, or paths of saved ones, in the order in which they are shown.
+        results: Comparisons, identifications, trees and surveys, or paths of saved ones, in the order in which they are shown.
         out: The file to write; missing folders are made.
         light: Leave out the script that shows all methods' values of the pair under the pointer.
         truth: For surveys of models whose lineage is known: model name -> lineage, or a mapping with `group` and
@@ -90,7 +94,7 @@ def _page(
             title=sections[0].title if len(sections) == 1 else f"{len(sections)} results",
             views=sections,
             methods=methods,
-            limits=list(dict.fromkeys(text for r in results for text in r.does_not_show)),
+            limits=list(dict.fromkeys(text for r in results if r.kind == "survey" for text in r.does_not_show)),
             origins=list(dict.fromkeys(pair for r in results for pair in origins(r))),
             light=light,
             policy=_policy(css, None if light else script),
@@ -125,6 +129,7 @@ def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from whorl.reports import shown
+    from whorl.reports.verdict_words import ranked
 
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -142,5 +147,7 @@ def _environment() -> "Environment":
         p=shown.p_text,
         px=shown.pixels,
         shape=shown.shape_words,
+        plain=shown.plain,
+        ranked=ranked,
     )
     return found

@@ -75,8 +75,8 @@ def comparison_view(
         anchors: Targets inside the page by canonical method name.
         calibrations: Where the values behind a plot are looked up.
     """
-    seen = tuple(_evidence(e, result, anchors, calibrations) for e in result.evidence)
-    primary = words.deciding(result)
+    seen = tuple(evidence_view(e, result.decided_by, anchors, calibrations) for e in result.evidence)
+    primary = words.primary(result.evidence)
     placed = [e for e in seen if e.evidence.place is not None]
     main = next((e for e in placed if e.evidence is primary), None)
     return ComparisonView(
@@ -96,9 +96,10 @@ def comparison_view(
     )
 
 
-def _evidence(
-    e: StoredEvidence, result: StoredComparison, anchors: Mapping[str, str], calibrations: Sequence[Calibration]
+def evidence_view(
+    e: StoredEvidence, decided_by: Sequence[str], anchors: Mapping[str, str], calibrations: Sequence[Calibration]
 ) -> EvidenceView:
+    """One row of evidence, with its plot where the values are at hand."""
     return EvidenceView(
         evidence=e,
         short=e.short,
@@ -106,14 +107,15 @@ def _evidence(
         value=number(e.value),
         threshold="" if e.threshold is None else f"{'>' if e.similarity is not None else '<'} {number(e.threshold)}",
         p="" if e.p_value is None else p_text(e.p_value),
-        decided=e.short in result.decided_by,
+        decided=e.short in decided_by,
         plot=place_plot(e, calibrations),
     )
 
 
 def _layers(result: StoredComparison) -> LayersView:
     found = result.alignment
-    moved = layer_links(result.layer_map) if result.layer_map else None
+    layers = result.layer_map or ()
+    moved = layer_links(layers) if any(i != j for i, j in layers) else None
     if found is None:
         return LayersView(words.frame_words(result), None, None, moved)
     return LayersView(words.frame_words(result), layer_map(found), layer_strip(found), moved)

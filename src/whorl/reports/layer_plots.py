@@ -74,7 +74,7 @@ def layer_map(found: StoredAlignment) -> LayerMap | None:
     n_rows, n_columns = len(found.scores), len(found.scores[0])
     cell = min(MAX_CELL, MAX_SIZE / max(n_rows, n_columns))
     values = [v for row in found.scores for v in row]
-    low, high = min(0.0, *values), max(values)
+    low, high = min(0.0, *values), max(1.0, *values)  # not stretched: unrelated layers stay pale
     depths = [[_depth(v, low, high) for v in row] for row in found.scores]
     matched = [(i, j) for i, j in found.path if i is not None and j is not None]
     alone = ({i for i, j in found.path if j is None}, {j for i, j in found.path if i is None})
@@ -87,13 +87,18 @@ def layer_map(found: StoredAlignment) -> LayerMap | None:
         shades=_shades(depths, cell),
         figures=_figures(found.scores, depths, cell),
         outlines=tuple((EDGE + j * cell, EDGE + i * cell) for i, j in matched),
-        path="".join(
-            f"{'L' if at else 'M'}{_middle(j, cell):.1f} {_middle(i, cell):.1f}" for at, (i, j) in enumerate(matched)
-        ),
+        path="" if cell >= MIN_FIGURES else _line(matched, cell),
         rows=_labels(n_rows, cell, alone[0]),
         columns=_labels(n_columns, cell, alone[1]),
         legend=(number(low, 2), number(high, 2)),
         alt=_map_alt(found, n_rows, n_columns, len(matched)),
+    )
+
+
+def _line(matched: Sequence[tuple[int, int]], cell: float) -> str:
+    """The path as a line; where cells show their figures the outlines alone do it."""
+    return "".join(
+        f"{'L' if at else 'M'}{_middle(j, cell):.1f} {_middle(i, cell):.1f}" for at, (i, j) in enumerate(matched)
     )
 
 
@@ -134,9 +139,17 @@ def _ink(depth: float) -> str:
 
 
 def _labels(n: int, cell: float, alone: set[int | None]) -> tuple[AxisLabel, ...]:
-    """Every layer, or every fifth or tenth where numbers would touch; layers without a partner always."""
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if s * cell >= 16)
-    return tuple(AxisLabel(_middle(i, cell), str(i), i in alone) for i in range(n) if i % step == 0)
+    """Every layer, those without a partner marked; numbers only at every second, fifth, ... where they would touch."""
+    step = _step(cell, 16)
+    return tuple(
+        AxisLabel(_middle(i, cell), "" if i % step else str(i), i in alone)
+        for i in range(n)
+        if i % step == 0 or i in alone
+    )
+
+
+def _step(size: float, room: float) -> int:
+    return next((s for s in (1, 2, 5, 10, 20, 50, 100) if s * size >= room), 1000)
 
 
 def _map_alt(found: StoredAlignment, rows: int, columns: int, matched: int) -> str:
@@ -179,12 +192,12 @@ def layer_strip(found: StoredAlignment) -> LayerStrip | None:
     """The strip of matched layers; None when no layer was measured."""
     if not found.path or not found.layers:
         return None
-    values = {(i, j): v for i, j, v in found.layers}
+    values: dict[LayerPair, float] = {(i, j): v for i, j, v in found.layers}
     bar = min(MAX_CELL, MAX_SIZE / len(found.path))
     low, high = min(0.0, *values.values()), max(1.0, *values.values())
     unit = STRIP_HEIGHT / (high - low)
     zero = 12 + high * unit
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if s * bar >= 18)
+    step = _step(bar, 18)
     columns = tuple(_column(at, pair, values.get(pair), bar, zero, unit, step) for at, pair in enumerate(found.path))
     shown = list(values.values())
     alt = f"Similarity of {len(shown)} matched layers, from {number(min(shown), 3)} to {number(max(shown), 3)}."

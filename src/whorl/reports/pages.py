@@ -11,12 +11,16 @@ from whorl.errors import UsageError
 from whorl.registry import method as method_of
 from whorl.reports.clustermap import Clustermap, clustermap
 from whorl.reports.comparison_page import ComparisonView, comparison_view
+from whorl.reports.identification_page import IdentificationView, identification_view
 from whorl.reports.lineages import Lineage, Separation, letters, separation
 from whorl.reports.rug import Rug, rug
 from whorl.reports.shown import number
 from whorl.reports.stored import Stored
 from whorl.reports.stored_comparison import StoredComparison
+from whorl.reports.stored_identification import StoredIdentification
 from whorl.reports.stored_survey import StoredPair, StoredSurvey, StoredTable, StoredWarning
+from whorl.reports.stored_tree import StoredLineage
+from whorl.reports.tree_page import TreeView, tree_view
 from whorl.reports.verdict_words import EXACT
 from whorl.reports.words import separation_words, survey_summary
 
@@ -94,7 +98,7 @@ class MethodView:
     paragraphs: tuple[str, ...]
 
 
-View = ComparisonView | SurveyView
+View = ComparisonView | IdentificationView | SurveyView | TreeView
 
 
 def short_name(method: str) -> str:
@@ -119,16 +123,29 @@ def views(
     """
     anchors = _anchors(name for r in results for name in _methods(r))
     known = shipped() if calibrations is None else calibrations
-    sections = tuple(
-        comparison_view(r, anchors, known) if isinstance(r, StoredComparison) else _survey(r, anchors, truth)
-        for r in results
-    )
+    sections = tuple(_view(r, anchors, truth, known) for r in results)
     return sections, tuple(_method(name, anchor) for name, anchor in anchors.items())
+
+
+def _view(
+    result: Stored, anchors: Mapping[str, str], truth: Mapping[str, Lineage], calibrations: Sequence[Calibration]
+) -> View:
+    if isinstance(result, StoredComparison):
+        return comparison_view(result, anchors, calibrations)
+    if isinstance(result, StoredIdentification):
+        return identification_view(result, anchors, calibrations)
+    if isinstance(result, StoredLineage):
+        return tree_view(result)
+    return _survey(result, anchors, truth)
 
 
 def _methods(result: Stored) -> list[str]:
     if isinstance(result, StoredComparison):
         return [e.method for e in result.evidence]
+    if isinstance(result, StoredIdentification):
+        return [e.method for c in result.candidates for e in c.evidence]
+    if isinstance(result, StoredLineage):
+        return result.config.methods
     return [t.method for t in result.tables]
 
 

@@ -59,6 +59,13 @@ def short_number(value: float, digits: int) -> str:
     return number(value, digits).replace("0.", ".", 1)
 
 
+def plain(value: float | str) -> str:
+    """A figure of any kind, or a foreign word."""
+    if isinstance(value, str):
+        return cut_text(value, 200)
+    return str(value) if isinstance(value, int) else f"{value:.4g}".replace("-", MINUS, 1)
+
+
 def p_text(p: float) -> str:
     """A p-value as people write it."""
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"

@@ -14,12 +14,19 @@ from whorl._readers import limits
 from whorl._readers.strict_json import parse
 from whorl.errors import MalformedFile, UnsupportedFile, UsageError
 from whorl.reports.stored_comparison import StoredComparison
+from whorl.reports.stored_identification import StoredIdentification
 from whorl.reports.stored_survey import StoredSurvey
+from whorl.reports.stored_tree import StoredLineage
 
 AGAIN = "Make it again with `whorl compare --out` or `whorl demo`."
 
-Stored = StoredComparison | StoredSurvey
-KINDS: dict[str, tuple[int, type[Stored]]] = {"comparison": (2, StoredComparison), "survey": (1, StoredSurvey)}
+Stored = StoredComparison | StoredIdentification | StoredSurvey | StoredLineage
+KINDS: dict[str, tuple[int, type[Stored]]] = {
+    "comparison": (2, StoredComparison),
+    "identification": (1, StoredIdentification),
+    "survey": (1, StoredSurvey),
+    "tree": (1, StoredLineage),
+}
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -49,13 +56,13 @@ def checked(data: dict[str, Any], name: str) -> Stored:
     """The result in parsed JSON, every field checked.
 
     Raises:
-        UnsupportedFile: neither a comparison nor a survey, or of another schema version.
+        UnsupportedFile: of another kind, or of another schema version.
         MalformedFile: a field missing, unknown, of the wrong type or out of range.
     """
     known = KINDS.get(str(data.get("kind")))
     if known is None:
         found = f"kind {str(data.get('kind'))[:40]!r}"
-        raise UnsupportedFile("result", name, found, "a comparison or a survey", AGAIN)
+        raise UnsupportedFile("result", name, found, ", ".join(KINDS), AGAIN)
     schema, kind = known
     if data.get("schema") != schema:
         found, advice = f"schema {data.get('schema')!r:.20}", AGAIN

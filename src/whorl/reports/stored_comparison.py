@@ -149,7 +149,7 @@ class StoredAlignment(Strict):
 
 def _require_path(path: list[tuple[int | None, int | None]], rows: int, columns: int) -> None:
     for side, size in ((0, rows), (1, columns)):
-        layers = [pair[side] for pair in path if pair[side] is not None]
+        layers = [layer for pair in path if (layer := pair[side]) is not None]
         if any(layer >= size for layer in layers) or any(x >= y for x, y in pairwise(layers)):
             raise ValueError("the path leaves the table or turns back")
 

@@ -32,37 +32,34 @@ P_KINDS = {
 INTERVAL = 0.95
 
 
-def deciding(result: StoredComparison) -> StoredEvidence | None:
-    """The primary method: the one whose place among unrelated pairs decides, or would; None without a calibration."""
-    placed = [e for e in result.evidence if e.place is not None]
-    for name in PRIMARY:
-        for e in placed:
-            if e.short == name:
-                return e
-    return None
+def primary(evidence: Sequence[StoredEvidence]) -> StoredEvidence | None:
+    """The method whose place among unrelated pairs decides, or would; None without a calibration."""
+    placed = [e for e in evidence if e.place is not None]
+    return next((e for name in PRIMARY for e in placed if e.short == name), None)
 
 
 def error_rate(result: StoredComparison) -> tuple[str, ...]:
     """Sentences on the error rate behind the verdict, or why there is none."""
     if result.exact.relation is not None:
         return (EXACT[result.exact.relation],)
-    primary = deciding(result)
-    others = [e for e in result.evidence if e is not primary and e.p_kind in {"exact", "bound"}]
+    main = primary(result.evidence)
+    others = [e for e in result.evidence if e is not main and e.p_kind in {"exact", "bound"}]
     fixed = f"'Related' needs p at most {result.alpha:g}, fixed before the data were read."
-    if primary is None or primary.place is None:
+    if main is None or main.place is None:
         outside = "Outside every calibrated class: only exact tests and bounds decide."
         if not others or result.p_value is None:
             return (
                 outside,
                 "None applies to this pair, so no error rate can be stated and the values are no evidence.",
             )
-        return (outside, _tests(others), f"Corrected p = {p_text(result.p_value)}. {fixed}")
-    found = [f"{primary.short}: {ranked(primary.place)}"]
+        tests = () if result.decided_by else (_tests(others),)  # the verdict's own sentence has named them
+        return (outside, *tests, f"Corrected p = {p_text(result.p_value)}. {fixed}")
+    found = [f"{main.short}: {ranked(main.place)}"]
     if others:
         found.append(f"{_tests(others)} Tried beside it, so both are corrected.")
-    if result.p_value is not None:
-        found.append(f"Corrected p = {p_text(result.p_value)}. {fixed}")
-    return tuple(found)
+    if others and result.p_value is not None:
+        found.append(f"Corrected p = {p_text(result.p_value)}.")
+    return (*found, fixed)
 
 
 def _tests(evidence: Sequence[StoredEvidence]) -> str:
@@ -95,7 +92,7 @@ def direction_words(result: StoredComparison) -> str:
     if result.verdict != "related" or found is None:
         return ""
     if found.parent is None:
-        return f"Direction undecided{_because(found.why)}."
+        return f"Direction undecided{_because(found.why.removeprefix('direction undecided').lstrip(': '))}."
     parent, child = ("A", "B") if found.parent == "a" else ("B", "A")
     proof = f" ({cut_text(found.evidence, 200)})" if found.evidence else ""
     return f"{child} was made from {parent}{_because(found.why)}{proof}."
@@ -108,7 +105,7 @@ def _because(why: str) -> str:
 
 def relation_words(result: StoredComparison) -> str:
     """The relation in one sentence; "" where the verdict says it all."""
-    if result.verdict != "related":
+    if result.verdict != "related" or result.relation == result.exact.relation:
         return ""
     if result.relation == "undecided":
         return "How they are related is undecided."
@@ -130,7 +127,7 @@ def frame_words(result: StoredComparison) -> str:
         3: "without tokens, from the attention operators of every other matched layer",
     }[found.rung]
     held = "" if found.held_out is None else f"; cosine on tokens that were not fitted: {number(found.held_out, 3)}"
-    detail = f" {sentence(cut_text(found.why, 600))}" if found.why else ""
+    detail = f" {sentence(cut_text(found.why, 600))}" if found.why and found.rung > 1 else ""
     return f"Common frame of the two residual streams found {how} (rung {found.rung} of 3){held}.{detail}"
 
 
@@ -176,7 +173,7 @@ def kind_rows(result: StoredComparison, e: StoredEvidence) -> tuple[KindRow, ...
 
 
 def excludes(result: StoredComparison) -> str:
-    """What "unrelated" excludes and what it does not; "" for other verdicts."""
+    """What "unrelated" excludes and what it does not, in sentences; "" for other verdicts."""
     if result.verdict != "unrelated":
         return ""
     text = f"Excluded, because they would have been found: {joined(result.excluded)}."

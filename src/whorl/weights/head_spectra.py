@@ -62,7 +62,7 @@ class HeadSpectra(WeightMethod):
             finite(values["ov"], "an OV singular value")
         if min(s.n_layers for s in shapes) < MIN_LAYERS:
             raise NotComparable(f"fewer than {MIN_LAYERS} layers: no mismatched layers to compare with")
-        left, right = (_live_layers(v) for v in (a, b))
+        left, right = (live_layers(v) for v in (a, b))
         if min(len(left.depth), len(right.depth)) < MIN_LAYERS:
             raise NotComparable(f"degenerate: fewer than {MIN_LAYERS} layers have a live head in one of the models")
         distance = layer_distances(left, right, shapes)
@@ -96,7 +96,8 @@ class _Layers:
     n_layers: int
 
 
-def _live_layers(values: Values) -> _Layers:
+def live_layers(values: Values) -> _Layers:
+    """The layers with a live head, from singular values `qk` and `ov`, (L, H, r)."""
     r = min(values["qk"].shape[-1], values["ov"].shape[-1])
     both = np.stack([values["qk"][..., :r], values["ov"][..., :r]], axis=2)
     kept = both > KEPT * both[..., :1]

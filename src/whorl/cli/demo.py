@@ -1,0 +1,143 @@
+"""`whorl demo`."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from whorl.cli import exit_codes
+from whorl.cli.compare import STYLES
+from whorl.cli.options import JsonOption, QuietOption
+from whorl.cli.report import show_survey
+from whorl.cli.sink import Sink
+from whorl.errors import safe_name
+
+if TYPE_CHECKING:
+    from whorl.comparison import Comparison
+    from whorl.demo import Demo
+    from whorl.lineage.graph import Edge, Graph
+    from whorl.reports.lineages import Values
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for all results and the report.")] = Path("demo-out"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Does it work here? The whole story on small example models: offline, without torch, in about a minute.
+
+    \b
+    whorl demo
+    whorl demo --out /tmp/demo
+    whorl demo --json --quiet
+    """
+    from whorl.demo import run_demo
+
+    sink = Sink(as_json=as_json, quiet=quiet)
+    with sink.progress() as progress:
+        found = run_demo(out, progress=progress)
+    for skipped in found.survey.skipped:
+        sink.hint(f"skipped {safe_name(skipped.name)}: {skipped.why}")
+    page = str(found.files[-1])
+    if as_json:
+        sink.record(found.survey.to_dict() | {"files": [str(f) for f in found.files]})
+    elif quiet:
+        sink.line(page)
+    else:
+        _show_demo(sink, found)
+        sink.line(f"{len(found.files) - 1} files beside the report: {out}")
+        sink.line(f"Report: {page}")
+    if found.survey.skipped:
+        raise typer.Exit(exit_codes.UNDECIDED)
+
+
+def _show_demo(sink: Sink, found: "Demo") -> None:
+    from whorl.reports.lineages import letters
+
+    groups = [x.group for x in found.lineages.values()]
+    key = ", ".join(f"{mark} {group} ({groups.count(group)})" for group, mark in letters(found.lineages).items())
+    sink.line(f"{len(found.survey.names)} example models of known origin, {len(found.survey.comparisons)} pairs.")
+    sink.line(f"Lineages: {key}")
+    sink.line("")
+    show_survey(sink, found.survey, found.lineages)
+    _show_separation(sink, found)
+    sink.line("Same origin? With the weights of both at hand (whorl compare):", "bold")
+    for example in found.examples:
+        _show_answer(sink, f"{example.a} | {example.b}", example.known, *_said(example.comparison))
+    sink.line("Which known model is this? In a gallery of the independent ones (whorl identify):", "bold")
+    for query in found.queries:
+        answer = query.answer
+        said = answer.conclusion if answer.best is None else f"{answer.conclusion}: {safe_name(answer.best, 60)}"
+        _show_answer(
+            sink, query.name, query.known, f"{said}; {safe_name(answer.why, 400)}", _verdict(answer.conclusion)
+        )
+    if found.tree is not None:
+        sink.line("Who descends from whom? One family (whorl tree):", "bold")
+        for line in _tree_lines(found.tree.graph):
+            sink.line(line)
+        sink.line("")
+
+
+def _show_answer(sink: Sink, name: str, known: str, said: str, style: str) -> None:
+    sink.line(f"  {safe_name(name, 120)} ({safe_name(known, 120)})")
+    for line in textwrap.wrap(said, min(sink.width, 100), initial_indent="    ", subsequent_indent="      "):
+        sink.line(line, STYLES[style])
+    sink.line("")
+
+
+def _said(c: "Comparison") -> tuple[str, str]:
+    from whorl.reports.comparison_text import headline, stored_comparison
+
+    return f"{headline(stored_comparison(c))}; {safe_name(c.why, 400)}", c.verdict
+
+
+def _verdict(conclusion: str) -> str:
+    from whorl.reports.identification_page import VERDICTS
+
+    return VERDICTS[conclusion]
+
+
+def _tree_lines(graph: "Graph") -> list[str]:
+    """Children below their parents; a merge stands below its first parent and names the others."""
+    return [f"  {'   ' * depth}{safe_name(name, 60)}{_how(graph.parents(name))}" for depth, name in graph.walk()]
+
+
+def _how(parents: "Sequence[Edge]") -> str:
+    if not parents:
+        return ""
+    first, others = parents[0], [safe_name(e.parent, 60) for e in parents[1:]]
+    also = f", also from {' and '.join(others)}" if others else ""
+    unsure = "" if first.decided else ", direction not decided"
+    return f"  ({safe_name(first.relation, 60)}{also}{unsure})"
+
+
+def _show_separation(sink: Sink, found: "Demo") -> None:
+    from whorl.reports.lineages import separation
+
+    rows = []
+    for table in found.survey.tables:
+        closer = table.direction == "similarity"
+        apart = separation(table.values, found.survey.names, found.lineages, larger_is_closer=closer)
+        if apart is not None:
+            rows.append(
+                (
+                    table.method.partition("@")[0],
+                    _span(apart.kin),
+                    _span(apart.strangers),
+                    f"{apart.strangers_inside} of {len(apart.strangers.all)}",
+                    f"{apart.auc:.3f}",
+                )
+            )
+    sink.line("Does a method follow lineage? Means and ranges; overlap: strangers as close as the least close kin.")
+    sink.table(
+        "A description of these models, not an error rate", ("method", "kin", "strangers", "overlap", "AUC"), rows
+    )
+    sink.line("")
+
+
+def _span(values: "Values") -> str:
+    from whorl.reports.shown import number
+
+    return f"{number(values.mean, 3)} ({number(values.low, 3)}..{number(values.high, 3)})"

@@ -1,0 +1,144 @@
+"""Rung 2: tokens matched by numbers of their rows that no rotation of the residual stream changes (ours).
+
+For a unit row e and the head-summed flattened operators T_j of aligned layers,
+
+    f = (ln |row|, e^T C e, and for every j: e^T T_j e, |T_j e|^2, |T_j^T e|^2)        C: second moment of all unit rows
+
+Features are z-scored, tokens are matched to mutual nearest neighbours, Procrustes gives a first frame, and a few rounds
+match the mapped rows again. The check is made on first matches that the frame under test never saw: those were found by
+invariants alone, so a frame fitted to noise does not pass.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whorl.canonical.embedding import canonical_embedding
+from whorl.errors import NotComparable
+from whorl.linalg.blocks import Doubles
+from whorl.pairs._shared_tokens import TokenFrame, usual
+from whorl.pairs.operators import HeadOperators, ModelOperators, polar, unit
+from whorl.source import Floats
+
+Ids = NDArray[np.intp]
+
+BAR = 0.5
+"""Least cosine on matches that were not fitted. Fine-tuned, pruned and quantised copies give 0.9 or more, unrelated models
+and copies trained beyond recognition (whose tokens are matched no better than by chance) 0.35 at most."""
+
+MAX_TOKENS = 8192  # the longest rows of both models; more would only cost time
+MAX_LAYERS = 8  # evenly spread over the aligned ones
+ROUNDS = 8
+_BLOCK = 1024
+
+
+def token_invariant_frame(
+    a: ModelOperators, b: ModelOperators, matched: Sequence[tuple[int, int]], seed: int
+) -> TokenFrame:
+    """The frame of tokens matched by invariants.
+
+    Args:
+        a: One model.
+        b: The other.
+        matched: Aligned layers, found without a frame.
+        seed: Of the halves of the check.
+
+    Raises:
+        NotComparable: widths differ, or the matches do not hold on tokens that were not fitted.
+    """
+    if a.width != b.width:
+        raise NotComparable(f"widths {a.width} and {b.width} differ: no invariants of tokens are comparable")
+    chosen = [matched[i] for i in np.unique(np.linspace(0, len(matched) - 1, MAX_LAYERS).round().astype(int))]
+    rows, lengths = zip(*(_longest_rows(m) for m in (a, b)), strict=True)
+    features = [
+        _features(model, x, length, [pair[side] for pair in chosen])
+        for side, (model, x, length) in enumerate(zip((a, b), rows, lengths, strict=True))
+    ]
+    x, y = (r - r.mean(axis=0, dtype=np.float64).astype(r.dtype) for r in rows)
+    first = mutual_neighbours(*features)
+    held_out = _held_out(x, y, first, seed)
+    if held_out < BAR:
+        raise NotComparable(
+            f"{len(first)} tokens matched by invariants do not agree on a frame (held-out cosine {held_out:.2f} < {BAR})"
+        )
+    r, n = _refined(x, y, first)
+    if n < a.width:
+        raise NotComparable(f"{n} tokens matched by invariants do not span the residual width {a.width}")
+    return TokenFrame(r, n, held_out)
+
+
+def mutual_neighbours(x: Floats, y: Floats) -> Ids:
+    """Pairs of rows that are each other's nearest by distance: (n, 2), ascending."""
+    to_y, best = np.empty(len(x), np.intp), np.full(len(y), np.inf)
+    to_x = np.zeros(len(y), np.intp)
+    squares = np.einsum("ij,ij->i", y, y)
+    for start in range(0, len(x), _BLOCK):
+        block = x[start : start + _BLOCK]
+        distance = squares - 2 * (block @ y.T) + np.einsum("ij,ij->i", block, block)[:, None]
+        to_y[start : start + _BLOCK] = distance.argmin(axis=1)
+        near = distance.argmin(axis=0)
+        value = distance[near, np.arange(len(y))]
+        closer = value < best
+        best[closer], to_x[closer] = value[closer], near[closer] + start
+    mine = np.flatnonzero(to_x[to_y] == np.arange(len(x)))
+    return np.stack([mine, to_y[mine]], axis=1)
+
+
+def _held_out(x: Floats, y: Floats, pairs: Ids, seed: int) -> float:
+    """Cosine of mapped rows on half of the pairs, the map fitted on the other half."""
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    fit, test = pairs[order[::2]], pairs[order[1::2]]
+    if not len(test):
+        return 0.0
+    mapped, target = x[test[:, 0]] @ _fit(x, y, fit), y[test[:, 1]]
+    scale = np.linalg.norm(mapped) * np.linalg.norm(target)
+    return float((mapped * target).sum() / scale) if scale > 0 else 0.0
+
+
+def _refined(x: Floats, y: Floats, pairs: Ids) -> tuple[Doubles, int]:
+    """Match mapped rows again and refit, until the matches stay; the map and the number of matches."""
+    r = _fit(x, y, pairs)
+    for _ in range(ROUNDS):
+        again = mutual_neighbours(unit(x @ r), unit(y))
+        if np.array_equal(again, pairs) or not len(again):
+            break
+        pairs = again
+        r = _fit(x, y, pairs)
+    return r, len(pairs)
+
+
+def _fit(x: Floats, y: Floats, pairs: Ids) -> Doubles:
+    return polar((x[pairs[:, 0]].T @ y[pairs[:, 1]]).astype(np.float64))
+
+
+def _longest_rows(model: ModelOperators) -> tuple[Floats, Doubles]:
+    """Unit rows and lengths of the tokens with the longest rows, outliers left out; (n, d) float64 and (n,)."""
+    lengths = np.concatenate([np.linalg.norm(x, axis=1) for x in canonical_embedding(model.model)]).astype(np.float64)
+    candidates = np.flatnonzero(usual(lengths))
+    ids = np.sort(candidates[np.argsort(-lengths[candidates], kind="stable")[:MAX_TOKENS]])
+    if not len(ids):
+        raise NotComparable(f"degenerate: no usual embedding row in {model.model.label}")
+    found, start = [], 0
+    for block in model.unit_rows():
+        found.append(block[ids[(ids >= start) & (ids < start + len(block))] - start])
+        start += len(block)
+    return np.concatenate(found), lengths[ids]
+
+
+def _features(model: ModelOperators, rows: Floats, lengths: Doubles, layers: Sequence[int]) -> Doubles:
+    """Invariants of every row, z-scored: (n, 2 + 6 per layer)."""
+    square = model.moments()[1].astype(rows.dtype)
+    found = [np.log(lengths), np.einsum("ij,ij->i", rows @ square, rows)]
+    for layer in layers:
+        for heads in model.layer(layer):
+            found += _quadratic(heads, rows)
+    values = np.stack(found, axis=1).astype(np.float64)
+    spread = values.std(axis=0)
+    return np.divide(values - values.mean(axis=0), spread, out=np.zeros_like(values), where=spread > 0)
+
+
+def _quadratic(heads: HeadOperators, rows: Floats) -> list[Floats]:
+    """e^T T e, |T e|^2 and |T^T e|^2 for every row e."""
+    forward, back = heads.times(rows.T), heads.transposed_times(rows.T)
+    return [np.einsum("ji,ij->i", forward, rows), (forward**2).sum(axis=0), (back**2).sum(axis=0)]
