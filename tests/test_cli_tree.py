@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from llama_folder import config, folder, tensors
 from typer.testing import CliRunner
 
 import whorl
+from llama_folder import config, folder, tensors
 from whorl.cli.main import app
 from whorl.errors import InputRefused, UsageError
 from whorl.reports.stored import checked, read_result

@@ -37,8 +37,9 @@ def family():
 @pytest.fixture(scope="module")
 def edits(family, tmp_path_factory):
     out = tmp_path_factory.mktemp("edits")
-    members = (family / "base-0", family / "base-0-topics", family / "base-0-code", family / "base-0-topics-code")
-    return members, out, edits_of(*members, out, 5)
+    names = {"tuned": "base-0-topics", "other": "base-0-code", "lora": "base-0-topics-code"}
+    children = {key: family / name for key, name in names.items()}
+    return (family / "base-0", children), out, edits_of(family / "base-0", out, 5, children)
 
 
 def shape_of(folder):
@@ -51,9 +52,9 @@ def shape_of(folder):
 
 
 def test_every_derivative_reads_back_and_has_a_record(edits):
-    members, out, found = edits
+    (root, children), out, found = edits
     assert list(found) == [edit.key for edit in edits_for(8)]
-    names = {m.name for m in members} | {folder.name for folder in found.values()}
+    names = {root.name, *(child.name for child in children.values())} | {folder.name for folder in found.values()}
     for key, folder in found.items():
         assert folder == out / f"base-0-{key}"
         record = read_record(folder)
@@ -70,14 +71,19 @@ def test_every_derivative_reads_back_and_has_a_record(edits):
 
 
 def test_finished_folders_are_kept_and_another_seed_is_refused(edits):
-    members, out, found = edits
+    (root, children), out, found = edits
     stamps = {key: (folder / "whorl_truth.json").stat().st_mtime_ns for key, folder in found.items()}
-    assert edits_of(*members, out, 5) == found
+    assert edits_of(root, out, 5, children) == found
     assert {k: (f / "whorl_truth.json").stat().st_mtime_ns for k, f in found.items()} == stamps
     with pytest.raises(UsageError, match="'base-0-disguised' was made with another seed"):
-        edits_of(*members, out, 6)
+        edits_of(root, out, 6, children)
     with pytest.raises(UsageError, match="'base-0-merged' was made with another parents"):
-        edits_of(members[0], members[2], members[1], members[3], out, 5)
+        edits_of(root, out, 5, children | {"tuned": children["other"], "other": children["tuned"]})
+
+
+def test_what_is_made_from_missing_children_is_left_out(family, tmp_path):
+    found = edits_of(family / "base-0", tmp_path, 5, only=("int4", "merged", "dropped"))
+    assert list(found) == ["int4", "dropped"]
 
 
 def test_each_edit_by_itself(family, tmp_path):

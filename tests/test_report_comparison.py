@@ -19,6 +19,7 @@ from whorl.pairs.run import PairResult
 from whorl.reports.comparison_text import comparison_lines, headline, stored_comparison
 from whorl.reports.layer_plots import layer_links, layer_map, layer_strip
 from whorl.reports.place_plot import place_plot
+from whorl.reports.shown import short_refs
 from whorl.reports.stored import as_json, checked
 from whorl.reports.stored_comparison import StoredAlignment
 from whorl.reports.verdict_words import KindRow, direction_words, error_rate, kind_rows, percent, primary
@@ -351,3 +352,9 @@ def test_command_writes_page_and_result(tmp_path):
 def test_shares_are_never_rounded_to_certainty():
     assert [percent(x) for x in (0.0, 1.0, 0.9987, 0.75, 0.018, 0.0006)] == ["0", "100", "99.9", "75", "1.8", "0.1"]
     assert KindRow("k", 1, 1, 0.025, 1.0, 0.5, powered=False, excluded=False).interval == "2.5\N{EN DASH}100 %"
+
+
+def test_headings_hold_the_last_part_of_paths():
+    assert short_refs(["/a/one", "./b/two/"]) == ["one", "two"]
+    assert short_refs(["/a/one", "/b/one"]) == ["/a/one", "/b/one"]
+    assert short_refs(["org/one@v1"]) == ["org/one@v1"]

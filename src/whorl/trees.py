@@ -39,8 +39,8 @@ DECIDING = ("head-spectra", "aligned-operators", "phi-u", "phi-match")
 
 NOT_SHOWN = (
     "A tree holds only the models it was given: a model between two of them, or above all, may be missing.",
-    "Three models alone do not tell a common base from the middle of a chain. A model amid several others is read as "
-    "their base; that it is the child of one of them is not excluded.",
+    "Three models alone do not tell a common base from the middle of a chain.",
+    "A model amid several others is read as their base; that it is the child of one of them is not excluded.",
     "Children of a base that is not in the set are drawn as parent and child.",
     "Distances, support and directions describe these weights; they carry no error rate. Only 'related' does.",
     "Merges that drop most of their differences (DARE, TIES at high sparsity) are not recognised.",

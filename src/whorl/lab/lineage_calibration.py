@@ -20,6 +20,9 @@ from whorl.comparison import measure
 from whorl.fingerprints import Fingerprint
 from whorl.lab._jobs import Row, run_jobs
 from whorl.lab.lineage_models import FINGERPRINTS, side
+from whorl.lab.lineage_plans import DERIVED, N_CALIBRATION, calibration_plans
+from whorl.lab.lineage_set import edits_of
+from whorl.lab.zoo import build_zoo
 from whorl.method import Outcome
 from whorl.progress import Progress, silent
 from whorl.registry import resolve
@@ -62,6 +65,30 @@ class Roots:
         return (self.folder / name).is_dir()
 
 
+def build(folder: Path, progress: Progress = silent) -> Roots:
+    """Train the lineages (hours on two cores; goes on where it stopped) and make their edits.
+
+    Trained derivatives exist for 22 lineages, edits that change the shape for the second model of every pair, and those
+    that keep it for every second pair.
+    """
+    build_zoo(folder, plans=calibration_plans(), progress=progress)
+    roots = Roots(folder, tuple(f"cal-{i:03d}" for i in range(N_CALIBRATION)))
+    edits = [edit for edits in CONDITIONS.values() for edit in edits if edit]
+    for at, name in enumerate(roots.names):
+        progress("edits", at, len(roots.names))
+        trained = at in DERIVED
+        children = {
+            "tuned": folder / f"{name}-topics",
+            "other": folder / f"{name}-long",
+            "lora": folder / f"{name}-lora",
+        }
+        kept = at % 4 == 0 or trained
+        only = [*(edits if at % 2 or trained else ()), *(SAME_SHAPE_KINDS if kept else ())]
+        edits_of(folder / name, folder, at, children if trained else None, only)
+    progress("edits", len(roots.names), len(roots.names))
+    return roots
+
+
 def keys_of(roots: Roots) -> list[str]:
     """All measurements: `a|b|tokens` for the models in the folder."""
     keys = []
@@ -70,7 +97,7 @@ def keys_of(roots: Roots) -> list[str]:
             keys += [f"{a}|{_named(b, edit)}|{tokens}" for edits in CONDITIONS.values() for edit in edits]
         for root in roots.names:
             keys += [f"{root}|{_named(root, kind)}|{tokens}" for kind in _all_kinds()]
-    return [key for key in keys if roots.has(key.split("|")[1])]
+    return [key for key in dict.fromkeys(keys) if roots.has(key.split("|")[1])]
 
 
 def _all_kinds() -> list[str]:

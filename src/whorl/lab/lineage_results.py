@@ -59,8 +59,8 @@ def build(folder: Path, progress: Progress = silent) -> None:
     for at, name in enumerate(names):
         progress("edits", at, len(names))
         root = folder / name
-        tuned, other, lora = (folder / f"{name}-{kind}" for kind in ("topics", "code", "lora"))
-        edits_of(root, tuned, other, lora, folder, at)
+        children = {"tuned": "topics", "other": "code", "lora": "lora"}
+        edits_of(root, folder, at, {key: folder / f"{name}-{kind}" for key, kind in children.items()})
         if at in EDITED_LINEAGES:
             single_edits(folder / f"{name}-topics", name, folder, at)
     progress("edits", len(names), len(names))

@@ -5,7 +5,7 @@ interrupted set goes on where it stopped.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,22 @@ def edits_for(n_layers: int) -> tuple[Edit, ...]:
     )
 
 
-def edits_of(root: Path, tuned: Path, other_tuned: Path, lora: Path, out: Path, seed: int) -> dict[str, Path]:
-    """Write all derivatives of one lineage, each as the folder `<root's name>-<key>`.
+def edits_of(
+    root: Path,
+    out: Path,
+    seed: int,
+    children: Mapping[str, Path] | None = None,
+    only: Collection[str] | None = None,
+) -> dict[str, Path]:
+    """Write the derivatives of one lineage, each as the folder `<root's name>-<key>`.
 
     Args:
         root: A Llama folder.
-        tuned: A fine-tuned child of it.
-        other_tuned: Another one, of the same shape.
-        lora: The root with a merged adapter.
         out: Folder of the new folders.
         seed: Seed of what is random; each edit draws from its own, `seed` times 100 plus its place in the list.
+        children: Trained children: "tuned" and "other" (fine-tuned, of one shape), "lora" (with a merged adapter). What
+            is made from a missing one is left out.
+        only: Keys to make; None for all.
 
     Returns:
         Key -> folder, in the order of `edits_for`.
@@ -86,9 +92,11 @@ def edits_of(root: Path, tuned: Path, other_tuned: Path, lora: Path, out: Path, 
         UsageError: a folder is there that was made in another way.
         InputRefused: a model cannot be read.
     """
-    made = {"root": root, "tuned": tuned, "other": other_tuned, "lora": lora}
+    made = {"root": root, **(children or {})}
     found: dict[str, Path] = {}
     for number, edit in enumerate(edits_for(_depth(root))):
+        if not set(edit.of) <= set(made) or (only is not None and edit.key not in only):
+            continue
         folder = out / f"{root.name}-{edit.key}"
         models = tuple(made[key] for key in edit.of)
         if folder.exists():

@@ -12,7 +12,7 @@ from whorl.canonical.model import CanonicalModel
 from whorl.canonical.roles import MATRIX_ROLES
 from whorl.lineage.distances import Distances, layer_distances, same_layers
 from whorl.lineage.exact import ExactFinding
-from whorl.lineage.merged import find_merges
+from whorl.lineage.merged import Merge, find_merges
 from whorl.lineage.relation import Relation
 from whorl.lineage.siblings import layer_weights
 from whorl.lineage.tree import DRAWS, Evidence, Frame, Measured
@@ -103,7 +103,8 @@ def gather(
     groups = list(_groups(models, related))
     apart: dict[Pair, Doubles] = {}
     how: dict[Pair, str] = {}
-    frames, evidence, merges = [], _tested(compared), []
+    frames: list[Frame] = []
+    evidence, merges = _tested(compared), list[Merge]()
     for members in groups:
         found = layer_distances([m for i in members if (m := models[i]) is not None], progress)
         for places in _frames(found, members, related):
@@ -138,7 +139,7 @@ def _judged(compared: Mapping[Pair, Compared], fdr: float) -> tuple[dict[Pair, b
     """Verdicts after correction: exact relations stand, the others share one false-discovery rate."""
     tested = [p for p, c in compared.items() if c.exact.relation is None]
     with_p = [(p, x) for p in tested if (x := compared[p].p_value) is not None]
-    corrected = benjamini_yekutieli([x for _, x in with_p], len(tested)) if with_p else []
+    corrected = benjamini_yekutieli([x for _, x in with_p], max(len(tested), 1)).tolist()
     adjusted: dict[Pair, float | None] = dict.fromkeys(compared)
     adjusted |= {p: float(x) for (p, _), x in zip(with_p, corrected, strict=True)}
     related: dict[Pair, bool | None] = {}

@@ -82,7 +82,7 @@ def triangle_cosines(squared: Doubles, triples: Ints) -> Doubles:
 def middles(cosines: Doubles) -> Ints:
     """Corner (0, 1, 2) that lies between the others, -1 where the margins fail or corners coincide. Shape (..., k)."""
     size = np.abs(cosines)
-    whole = np.isfinite(size).all(axis=-1)
+    whole = np.asarray(np.isfinite(size).all(axis=-1))
     ordered = np.sort(np.where(whole[..., None], size, 0.0), axis=-1)
     clear = (ordered[..., 1] - ordered[..., 0] > MARGIN) & (ordered[..., 1] >= MIN_SECOND)
     return np.where(whole & clear, np.where(np.isnan(size), np.inf, size).argmin(axis=-1), -1)
@@ -100,7 +100,7 @@ def triangles(squared: Doubles, members: Sequence[int], weights: Doubles) -> tup
     cosines = triangle_cosines(np.tensordot(weights, squared, axes=1), triples)  # (1 + draws, k, 3)
     nearest = np.where(np.isnan(cosines), np.inf, np.abs(cosines)).argmin(axis=-1)
     enough = squared.shape[0] >= MIN_LAYERS and len(weights) > 1
-    agreement = (nearest[1:] == nearest[:1]).mean(axis=0) if enough else None
+    agreement = np.equal(nearest[1:], nearest[:1]).mean(axis=0) if enough else None
     passed = middles(cosines[0]) >= 0
     found = []
     for k in np.flatnonzero(np.isfinite(cosines[0]).all(axis=-1)):

@@ -25,7 +25,7 @@ Ids = NDArray[np.intp]
 
 BAR = 0.5
 """Least cosine on matches that were not fitted. Fine-tuned, pruned and quantised copies give 0.9 or more, unrelated models
-and copies trained beyond recognition (whose tokens are matched no better than by chance) 0.35 at most."""
+and copies trained far beyond (whose tokens are matched no better than by chance) 0.2 at most."""
 
 MAX_TOKENS = 8192  # the longest rows of both models; more would only cost time
 MAX_LAYERS = 8  # evenly spread over the aligned ones

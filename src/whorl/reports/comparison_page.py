@@ -7,7 +7,7 @@ from whorl.calibration import Calibration
 from whorl.reports import verdict_words as words
 from whorl.reports.layer_plots import LayerLinks, LayerMap, LayerStrip, layer_links, layer_map, layer_strip
 from whorl.reports.place_plot import PlacePlot, place_plot
-from whorl.reports.shown import cut_name, number, p_text
+from whorl.reports.shown import number, p_text, short_refs
 from whorl.reports.stored_comparison import StoredComparison, StoredEvidence
 
 
@@ -62,7 +62,7 @@ class ComparisonView:
     @property
     def title(self) -> str:
         """The two models in short."""
-        return " | ".join(cut_name(m.typed, 60) for m in self.result.models)
+        return " | ".join(short_refs([m.typed for m in self.result.models]))
 
 
 def comparison_view(

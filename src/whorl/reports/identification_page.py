@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from whorl.calibration import Calibration
 from whorl.reports.comparison_page import EvidenceView, evidence_view
-from whorl.reports.shown import cut_name
+from whorl.reports.shown import cut_name, short_refs
 from whorl.reports.stored_identification import StoredCandidate, StoredIdentification
 from whorl.reports.verdict_words import EXACT, SYMBOLS, primary
 
@@ -36,7 +36,7 @@ class IdentificationView:
     @property
     def title(self) -> str:
         """The question."""
-        return f"{cut_name(self.result.model.typed, 60)} among {self.result.gallery.entries} known models"
+        return f"{short_refs([self.result.model.typed])[0]} among {self.result.gallery.entries} known models"
 
 
 def identification_view(

@@ -26,6 +26,12 @@ def cut_name(text: object, limit: int) -> str:
     return f"{shown[:head]}...{shown[len(shown) - (limit - 3 - head) :]}"
 
 
+def short_refs(refs: Sequence[str], limit: int = 60) -> list[str]:
+    """References for a heading: of local paths the last part, where that still tells them apart."""
+    last = [ref.rstrip("/").rsplit("/", 1)[-1] if ref[:1] in {"/", ".", "~"} else ref for ref in refs]
+    return [cut_name(text, limit) for text in (last if len(set(last)) == len(refs) else refs)]
+
+
 def cut_text(text: object, limit: int = 1000) -> str:
     """A foreign sentence: invisible characters (controls, bidirectional marks) are spelled out, the rest stays."""
     shown = "".join(safe_name(c) if unicodedata.category(c) in _INVISIBLE else c for c in str(text)[: limit + 1])
