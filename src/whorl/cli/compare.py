@@ -47,10 +47,15 @@ def compare(
     whorl compare org/base@main ./suspect.gguf --json
     whorl compare base.json ./suspect --method head-spectra --out result.json --page report.html
     """
+    from whorl.adapters import adapter_folder
     from whorl.comparison import compare as judge
     from whorl.reports import report as write
 
     sink = Sink(as_json=as_json, quiet=quiet)
+    alone = adapter_folder(a), adapter_folder(b)
+    if alone[0] is not None and alone[1] is not None and adapter_a is adapter_b is None:
+        _adapters(sink, alone[0], alone[1], alpha, out, quiet=quiet)
+        return
     with sink.progress() as progress:
         adapters = (adapter_a, adapter_b)
         result = judge(a, b, method, adapters=adapters, alpha=alpha, seed=seed, offline=offline, progress=progress)
@@ -80,3 +85,26 @@ def _show(sink: Sink, result: "Comparison") -> None:
             sink.hint(f"note: {safe_name(model.typed)}: {note}")
     for line in comparison_lines(stored_comparison(result), sink.width):
         sink.line(line.text, STYLES[line.style])
+
+
+def _adapters(sink: Sink, a: Path, b: Path, alpha: float, out: Path | None, *, quiet: bool) -> None:
+    """Two adapters without a base: only their updates can be compared."""
+    from whorl.adapters import compare_adapters
+
+    result = compare_adapters(a, b, alpha=alpha)
+    if out is not None:
+        result.save(out)
+    if sink.as_json:
+        sink.record(result.to_dict())
+    elif quiet:
+        sink.line(result.verdict)
+    else:
+        sink.line(f"{result.verdict} ({result.relation}): {result.why}", STYLES[result.verdict])
+        if result.similarity is not None:
+            sink.line(f"cosine of the two updates: {result.similarity:.4f} over {len(result.by_module)} modules")
+        for side, claims in result.declared.items():
+            for key, claim in claims.items():
+                sink.line(f"declared  {side.upper()} {safe_name(key)}: {safe_name(claim)} (not evidence)")
+        sink.line(result.to_dict()["does_not_show"][0])
+    if result.verdict == "undecided":
+        raise typer.Exit(exit_codes.UNDECIDED)

@@ -74,3 +74,40 @@ def weight_vectors(
     if page is not None:
         write_text(page, text)
     sink.line(str(page or out / "results.json") if quiet else text)
+
+
+@app.command("calibrate")
+def calibrate(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of models and measurements; goes on where it stopped.")
+    ] = Path("runs/lineage/cal"),
+    save: Annotated[Path | None, typer.Option("--save", help="Write the calibration here.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Build the calibration of the example family's shape: 208 lineages, their derivatives, 104 unrelated pairs.
+
+    Trains the models first (about two hours on one core). Every finished model and pair is kept.
+
+    \b
+    whorl lab calibrate --out runs/lineage/cal
+    whorl lab calibrate --out runs/lineage/cal --save calibration.json
+    whorl lab calibrate --quiet
+    """
+    from whorl.lab.lineage_calibration import build
+    from whorl.lab.lineage_calibration import calibrate as measure
+    from whorl.lab.lineage_calibration import save as write
+    from whorl.lab.lineage_plans import facts
+
+    sink = Sink(quiet=quiet)
+    with sink.progress() as progress:
+        found = measure(build(out, progress), facts(), "llama-8x64", progress)
+    path = write(found, save or out / "calibration.json")
+    if quiet:
+        sink.line(str(path))
+        return
+    rows = [
+        (c.name, str(len(s.unrelated)), ", ".join(f"{kind} {len(d.lineages)}" for kind, d in s.derived.items()))
+        for c in found.conditions
+        for s in list(c.scores.values())[:1]
+    ]
+    sink.table(found.id, ("condition", "unrelated pairs", "derivatives"), rows)

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from whorl.cli import attack, compare, demo, exit_codes, fingerprint, gallery, identify, lab, report, tree
+from whorl.cli import attack, bench, compare, demo, exit_codes, fingerprint, gallery, identify, lab, report, tree
 from whorl.cli.sink import Sink
 from whorl.errors import WhorlError
 
@@ -66,6 +66,7 @@ app.command("report", short_help="Show results to somebody: one HTML file.")(rep
 app.command("attack", short_help="What would a thief do?")(attack.attack)
 app.command("demo", short_help="Does it work here?")(demo.demo)
 app.add_typer(gallery.app, name="gallery", short_help="Keep known fingerprints.")
+app.add_typer(bench.app, name="bench", short_help="How good are the methods?")
 app.add_typer(lab.app, name="lab", short_help="Why do models differ at all? Controlled small runs.")
 
 

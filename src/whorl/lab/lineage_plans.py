@@ -26,6 +26,20 @@ SAME_INIT = (0, 3, 6, 9)
 GPT2 = ModelSize(d_model=48, n_layers=6, n_heads=3, n_kv_heads=3, d_mlp=192, family="gpt2")
 
 
+def facts() -> dict[str, Any]:
+    """How the calibration's models were made, for its record."""
+    return {
+        "size": BASE.facts(),
+        "text": "docstrings",
+        "pretrained": asdict(SHORT),
+        "fine-tuned": asdict(TUNED),
+        "long": asdict(LONG),
+        "lora": asdict(ADAPTED),
+        "lineages": N_CALIBRATION,
+        "with trained derivatives": len(DERIVED),
+    }
+
+
 def calibration_plans() -> tuple[Plan, ...]:
     """Roots `cal-000` ..., and for 22 of them their trained derivatives."""
     plans: list[Plan] = []
