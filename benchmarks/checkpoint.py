@@ -25,7 +25,7 @@ def matrix(rng, rows, columns):
 
 
 def bf16(x):
-    bits = x.astype(np.float32).view(np.uint32)
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
 

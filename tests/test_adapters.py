@@ -13,7 +13,13 @@ from whorl.errors import MalformedFile, UnsupportedFile, UsageError
 
 SHARED = Path(os.environ.get("WHORL_SHARED", Path(__file__).parents[2] / "shared"))
 CHECKPOINTS = SHARED / "models" / "roberta-lora-agnews"
-CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "org/x"}
+CONFIG = {
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj"],
+    "base_model_name_or_path": "org/x",
+}
 
 
 def write(folder, rng=None, layers=6, start=None, noise=0.0, config=(), **replaced):

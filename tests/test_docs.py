@@ -59,11 +59,37 @@ def test_links_inside_the_repository_lead_somewhere(name):
 
 def test_every_method_and_command_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in ("fingerprint", "compare", "survey", "report", "demo", "lab zoo", "lab weight-vectors"):
+    for command in (c for c in COMMANDS if c not in GROUPS and not c.startswith("gallery ")):
         assert f"`whorl {command}" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| `whorl gallery add`"))
+    assert all(f"`{c.split()[1]}`" in line.replace("whorl gallery ", "") for c in COMMANDS if c.startswith("gallery "))
 
 
-COMMANDS = ("", "fingerprint", "compare", "survey", "report", "demo", "lab", "lab zoo", "lab weight-vectors")
+GROUPS = ("", "gallery", "bench", "lab")
+COMMANDS = (
+    "",
+    "fingerprint",
+    "compare",
+    "identify",
+    "survey",
+    "tree",
+    "report",
+    "attack",
+    "demo",
+    "gallery",
+    "gallery add",
+    "gallery list",
+    "gallery show",
+    "gallery remove",
+    "gallery export",
+    "gallery import",
+    "bench",
+    "bench lineage",
+    "lab",
+    "lab zoo",
+    "lab calibrate",
+    "lab weight-vectors",
+)
 
 
 def command_reference():

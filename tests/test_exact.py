@@ -75,7 +75,7 @@ def test_one_changed_value_is_no_copy(base, tmp_path):
     tensors = llama_folder.tensors(0)
     tensors["model.layers.7.mlp.down_proj.weight"][0, 0] += 1.0
     result = compare(base, write(tmp_path, tensors))
-    assert (result.verdict, result.relation) == ("related", "shared tensors")
+    assert (result.verdict, result.exact.relation) == ("related", "shared tensors")
     assert "55 weight matrices of A occur in B" in result.why
     assert "model.layers.7.mlp.down_proj.weight" not in result.exact.shared
 
@@ -113,14 +113,14 @@ def test_one_changed_tensor_of_any_role_is_not_identical(tmp_path, changed):
     theirs[changed] = theirs[changed] + np.float32(0.5)
     folders = [str(write_model_folder(tmp_path / n, t, GPT2)) for n, t in (("a", mine), ("b", theirs))]
     for pair in (folders, folders[::-1]):
-        assert compare(*pair).relation == "shared tensors"
+        assert compare(*pair).exact.relation == "shared tensors"
 
 
 def test_a_tensor_without_a_role_must_agree_too(base, tmp_path):
     tensors = llama_folder.tensors(0) | {"model.extra.weight": np.ones((4, 4), np.float32)}
     other = write(tmp_path, tensors)
     for pair in ((base, other), (other, base)):
-        assert compare(*pair).relation == "shared tensors"
+        assert compare(*pair).exact.relation == "shared tensors"
 
 
 def test_one_coarse_tensor_does_not_blur_the_others(tmp_path):
@@ -143,7 +143,7 @@ def test_layers_that_moved_are_found_by_their_bytes(base, tmp_path):
     other = str(write_model_folder(tmp_path / "short", shorter, llama_folder.config(num_hidden_layers=7)))
     for pair in ((base, other), (other, base)):
         result = compare(*pair)
-        assert result.relation == "shared tensors"
+        assert result.exact.relation == "shared tensors"
         assert result.why.startswith("49 weight matrices")
 
 
@@ -151,7 +151,7 @@ def test_a_cast_copy_with_one_tuned_matrix_shares_the_rest(base, tmp_path):
     tensors = {k: v.astype(np.float16) for k, v in llama_folder.tensors(0).items()}
     tensors["model.layers.7.mlp.down_proj.weight"] += np.float16(0.5)
     result = compare(base, write(tmp_path, tensors))
-    assert result.relation == "shared tensors"
+    assert result.exact.relation == "shared tensors"
     assert result.why.startswith("55 weight matrices")
 
 

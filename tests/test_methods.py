@@ -182,7 +182,7 @@ def test_plugins_are_found_through_entry_points(monkeypatch):
 def test_a_plugin_of_the_wrong_kind_is_named(monkeypatch):
     point = EntryPoint("wrong", "json:dumps", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
-    with pytest.raises(UsageError, match="Plugin 'wrong' is not a WeightMethod of that name"):
+    with pytest.raises(UsageError, match="Plugin 'wrong' is not a WeightMethod or PairMethod of that name"):
         registry.method("wrong")
 
 

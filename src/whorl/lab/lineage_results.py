@@ -89,10 +89,21 @@ def evaluate(folder: Path, progress: Progress = silent) -> Study:
 
 
 def expected_relations() -> Mapping[str, Sequence[str]]:
-    """Kind of derivative -> relations that are right for it."""
-    return {
-        "topics": ("fine-tuned",),
-        "code": ("fine-tuned",),
-        "long": ("fine-tuned",),
-        "lora": ("lora-of",),
+    """Kind of derivative -> relation to its root that is right for it.
+
+    Seen from the root alone, a merge of two fine-tunings is a fine-tuning: that it is a merge takes its parents, see
+    the trees. So is a fine-tuning that was quantised afterwards.
+    """
+    groups = {
+        "fine-tuned": ("topics", "code", "long", "merged", "tuned-int4"),
+        "lora-of": ("lora",),
+        "disguised copy": ("disguised", "disguised-renamed"),
+        "derived, disguised": ("merged-disguised", "tuned-disguised", "lora-disguised"),
+        "pruned": ("pruned-60", "pruned-2-4", "neurons-pruned", "heads-pruned", "width-pruned"),
+        "requantised": ("int8", "int4", "gguf"),
+        "cast": ("bf16", "f32"),
+        "layers-dropped": ("dropped",),
+        "layers-duplicated": ("duplicated",),
+        "layers-inserted": ("inserted",),
     }
+    return {kind: (name,) for name, kinds in groups.items() for kind in kinds}
