@@ -60,6 +60,7 @@ def made_rows(values, verdicts):
         rows[item.key] = {
             "verdict": verdict,
             "relation": "requantised" if verdict == "related" else verdict,
+            "exact": None,
             "parent": "a" if verdict == "related" else None,
             "covered": "same shape",
             "methods": {SPECTRA: {"value": value}},
@@ -80,7 +81,7 @@ def test_scores_have_the_known_answers():
     assert (found.lowest_related, found.highest_unrelated) == (0.3, 0.4)
     pairs, lineages = lineage_scores.false_positives(made_items(), rows)
     assert (pairs.count, pairs.of, lineages.count, lineages.of) == (1, 4, 2, 4)
-    assert lineage_scores.found(made_items(), rows).count == 2
+    assert lineage_scores.found(made_items(), rows) == (lineage_scores.Rate(2, 4), lineage_scores.Rate(0, 2))
     assert lineage_scores.undecided(made_items(), rows) == lineage_scores.Rate(3, 8)
     assert lineage_scores.confusion(made_items(), rows) == {"int4": {"requantised": 2, "undecided": 2}}
     assert lineage_scores.directions(made_items(), rows) == {"int4": {"right": 2, "undecided": 2}}

@@ -155,7 +155,8 @@ def test_uncalibrated_models_are_never_called_related(name, prints):
     result = judge(prints[0], prints[1], [registry.method(name)], NOT_EXACT)
     assert result.evidence[0].comparable
     assert result.evidence[0].p_value is None
-    assert "uncalibrated" in result.evidence[0].why
+    assert result.evidence[0].place is None
+    assert "no calibration covers these two models" in result.why
     assert result.verdict == "undecided"
     assert ALPHA == 0.01
 

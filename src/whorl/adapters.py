@@ -6,9 +6,10 @@
              so for independently started adapters the best matching of terms is a uniform permutation in every module.
              p = P(as many terms in place), exact, as in `phi-u`.
 
-A small p says that both come from one random start: one run, or one trained on from the other. A high p says nothing: two
-adapters trained for one base from different seeds are independent in this sense, and so are adapters of other bases. The
-base is unknown and stays so: its name in a config is a claim.
+A small p says that both come from one start: one run, one trained on from the other, or one seed. Terms that an adapter
+holds in order of size (started or compressed by an SVD) are in one order for a reason, so no p is given then. A high p
+says nothing: two adapters trained for one base from different seeds are independent in this sense, and so are adapters
+of other bases. The base is unknown and stays so: its name in a config is a claim.
 """
 
 import html
@@ -33,7 +34,7 @@ from whorl.refs import local_path, parse_ref
 SCHEMA = 1
 NULL = "the rank-one terms of the two adapters are in independent random order, as after independent starts"
 BASE_UNKNOWN = "The base of both adapters is unknown: only their updates were compared, and nothing is said about it."
-SMALLEST_SHARE = 0.1  # of the terms in place: a smaller effect decides nothing
+SMALLEST_SHARE = 0.1  # of the terms in place, and three times what chance gives: a smaller effect decides nothing
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,14 @@ def compare_adapters(a: str | Path, b: str | Path, *, alpha: float = ALPHA) -> A
 
 @dataclass(frozen=True)
 class _Terms:
-    """Inner products of one module's updates: of the rank-one terms (r, r), and squared norms of both."""
+    """Inner products of one module's updates: of the rank-one terms (r, r), and squared norms of both.
+
+    `cosines` are those of the terms, `ordered` says whether the terms of either stand in order of size.
+    """
 
     products: Any
+    cosines: Any
+    ordered: bool
     a_square: float
     b_square: float
     equal: bool
@@ -176,23 +182,35 @@ class _Found:
         )
 
     @property
+    def ordered(self) -> bool:
+        """Whether the terms of either adapter stand in order of size in more than half of the modules."""
+        modules = [t for t in self.terms.values() if len(t.cosines) > 2]
+        return bool(modules) and sum(t.ordered for t in modules) > len(modules) / 2
+
+    @property
     def share(self) -> float:
         """Share of terms in place."""
         return self.n_fixed / sum(self.sizes)
 
     @property
-    def test(self) -> PValue:
-        """Rank order, exact."""
+    def test(self) -> PValue | None:
+        """Rank order, exact; None where order follows size."""
+        if self.ordered:
+            return None
         return PValue(fixed_points_p(self.n_fixed, self.sizes), "exact", NULL)
 
     def verdict(self, alpha: float) -> tuple[str, str, str]:
         """Verdict, relation and reason."""
         if all(t.equal for t in self.terms.values()):
             return "related", "identical", f"all {len(self.terms)} common updates are equal"
+        if self.test is None:
+            why = "the terms of an adapter stand in order of size, as an SVD leaves them, so their order is no evidence"
+            return "undecided", "undecided", why
         p = self.test.p_value
         counts = f"{self.n_fixed} of {sum(self.sizes)} rank-one terms stand in one order (p = {p:.2g}, exact)"
-        if p <= alpha and self.share >= SMALLEST_SHARE:
-            return "related", "one start", f"both come from one random start: {counts}"
+        chance = len(self.sizes) / sum(self.sizes)
+        if p <= alpha and self.share >= max(SMALLEST_SHARE, min(3 * chance, 0.9)):
+            return "related", "one start", f"both come from one start (a run, a base adapter or a seed): {counts}"
         return "undecided", "undecided", f"{counts}; adapters of one base from different seeds would look the same"
 
 
@@ -214,4 +232,8 @@ def _terms(a: Update, b: Update) -> _Terms | None:
     if min(squares) <= 0.0:
         return None
     equal = a.scale == b.scale and np.array_equal(a.a, b.a) and np.array_equal(a.b, b.b)
-    return _Terms(products, squares[0], squares[1], equal)
+    sizes = [np.linalg.norm(wide[i], axis=0) * np.linalg.norm(wide[i + 1], axis=1) for i in (0, 2)]
+    ordered = any(bool((np.diff(x) <= 0).all() or (np.diff(x) >= 0).all()) for x in sizes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = np.nan_to_num(np.abs(products / scale) / np.outer(*sizes))  # a zero term is like no other
+    return _Terms(products, cosines, ordered, squares[0], squares[1], equal)

@@ -82,7 +82,7 @@ class Condition:
 
     Args:
         name: In words.
-        vocabulary: Whether enough token strings are shared to find a frame by them.
+        vocabulary: Whether the common frame was found by token strings (rung 1).
         differs: Shape fields in which one model differs from the calibration's shape -> smallest and largest value.
         scores: By canonical method name.
     """
@@ -162,6 +162,13 @@ class Place:
         return tuple(kind for kind, place in self.kinds.items() if place.powered)
 
     @property
+    def upper_rate(self) -> float:
+        """Upper end of the exact 95 % interval (Clopper and Pearson) of how often unrelated pairs are as close."""
+        from scipy.stats import binomtest
+
+        return float(binomtest(self.pairs_at_least_as_close, self.pairs).proportion_ci(method="exact").high)
+
+    @property
     def p_related(self) -> float | None:
         """Largest rank p among kinds that are found with power; None when there is none."""
         return max((self.kinds[kind].p_value for kind in self.powered), default=None)
@@ -193,7 +200,7 @@ class Calibration:
         return next(found, None)
 
     def place(self, condition: Condition, method: Method, value: float, level: float) -> Place | None:
-        """Where a value of a pair lies; None when the method was not calibrated.
+        """Where a value of a pair lies; None when the method was not calibrated, or could compare no unrelated pair.
 
         Args:
             condition: One of this calibration that covers the pair.
@@ -202,7 +209,7 @@ class Calibration:
             level: Largest p at which the method may say "related"; fixes threshold and power.
         """
         scores = condition.scores.get(method.canonical_name)
-        if scores is None:
+        if scores is None or all(v is None for v in scores.unrelated):
             return None
         sign = 1.0 if method.direction == "similarity" else -1.0
         unrelated, mine = _closeness(scores.unrelated, sign), sign * value
@@ -247,7 +254,7 @@ def find(
     Args:
         a: Shape of one model.
         b: Shape of the other.
-        vocabulary: Whether enough token strings are shared.
+        vocabulary: Whether the common frame was found by token strings (rung 1).
         among: Calibrations to look through; None for those in the package.
     """
     for calibration in shipped() if among is None else among:

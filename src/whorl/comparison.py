@@ -28,7 +28,7 @@ from whorl.pairs.pair import Pair
 from whorl.pairs.run import PairResult, compare_pair
 from whorl.progress import Progress, silent
 from whorl.registry import pair_methods, resolve
-from whorl.sides import Side, common_methods, exact_finding, open_side, share_vocabulary
+from whorl.sides import Side, common_methods, exact_finding, open_side
 from whorl.verdict import Decision, decide, level
 from whorl.weights.method import WeightMethod
 
@@ -38,7 +38,10 @@ MAX_ALPHA = 0.05
 
 NOT_SHOWN = (
     "Training on another model's outputs (distillation), or on the same data, leaves no trace in weights: not excluded.",
-    "'Related' means that the weights share an origin (initial weights, a common base, or one made from the other).",
+    "'Related': weights share an origin, a common base, one made from the other, or one seed of initial weights.",
+    "'Unrelated' excludes the listed kinds, as strong as they were made for the calibration.",
+    "Longer training, several edits together and models of which parts were replaced are never excluded.",
+    "A rank p holds for models trained like the calibration's: the class is recognised by shape, not by recipe.",
     "Relation and direction are given apart from the verdict, where they can be found, without an error rate.",
     "'Undecided' is not 'unrelated'.",
 )
@@ -265,8 +268,8 @@ def compare_sides(
     """Compare two opened sides; `calibrations` stands in for those of the package."""
     exact, skipped = exact_finding(a, b)
     measured, pair = measure(a, b, methods, seed, progress)
-    vocabulary = pair is None or share_vocabulary(a, b)  # stored values do not depend on it
-    covering = find(a.fingerprint.shape, b.fingerprint.shape, vocabulary=vocabulary, among=calibrations)
+    by_strings = pair is None or (pair.frame is not None and pair.frame.rung == 1)  # stored values do not depend on it
+    covering = find(a.fingerprint.shape, b.fingerprint.shape, vocabulary=by_strings, among=calibrations)
     decision = _decide(methods, measured, covering, alpha)
     related = exact.relation is not None or decision.verdict == "related"
     relation = _relation(a, b, pair) if related else None

@@ -53,6 +53,12 @@ class Evidence:
         return self.method.partition("@")[0]
 
     @property
+    def effect(self) -> float | None:
+        """Size of what the deciding p speaks of; the value, unless the method names another quantity."""
+        named = [t.effect for t in self.tests if t.kind == self.p_kind and t.effect is not None]
+        return named[0] if named else self.value
+
+    @property
     def value(self) -> float | None:
         """The similarity or the distance, whichever the method has."""
         return self.similarity if self.similarity is not None else self.distance
@@ -95,7 +101,7 @@ def gather(
     return Evidence(
         method=name,
         comparable=True,
-        why=f"{found.why}; {_placed(place)}",
+        why=found.why if place is None else f"{found.why}; {_placed(place)}",
         similarity=found.value if closer else None,
         distance=None if closer else found.value,
         threshold=None if place is None else place.threshold,
@@ -118,8 +124,6 @@ def _deciding(found: Outcome, place: Place | None) -> tuple[float | None, str | 
     return (by_kind["bound"], "bound") if "bound" in by_kind else (None, None)
 
 
-def _placed(place: Place | None) -> str:
-    if place is None:
-        return "uncalibrated: no calibration of this method covers the two models"
+def _placed(place: Place) -> str:
     less = place.pairs - place.pairs_at_least_as_close
     return f"closer than {less} of {place.pairs} unrelated pairs of the class '{place.condition}'"

@@ -27,12 +27,14 @@ class PValue:
             controls), "nominal" (parametric; never decides). Only the first two may decide without a calibration.
         null: What is true under the null, in words.
         size: Draws or controls behind it, None for closed forms.
+        effect: Size of what the p speaks of, in [0, 1], where the method's own value is another quantity.
     """
 
     p_value: float
     kind: PKind
     null: str
     size: int | None = None
+    effect: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.p_value <= 1.0:  # NaN fails too

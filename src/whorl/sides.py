@@ -97,11 +97,3 @@ def exact_finding(a: Side, b: Side) -> tuple[ExactFinding, tuple[str, ...]]:
         found = shared if shared is not None and shared.relation is not None else found
         return found, ("exact comparison of values: a stored fingerprint holds no weights",)
     return same_values(a.model, b.model, found.shared), ()
-
-
-def share_vocabulary(a: Side, b: Side) -> bool:
-    """Whether the tokenizers have at least as many strings in common as the residual stream has dimensions."""
-    if a.tokens.tokens is None or b.tokens.tokens is None:
-        return False
-    common = (set(a.tokens.tokens) & set(b.tokens.tokens)) - {None}
-    return len(common) >= max(a.fingerprint.shape.d_model, b.fingerprint.shape.d_model)

@@ -9,8 +9,8 @@ read, 98 % to the primary method and 2 % to the exact test, so that
 keeps alpha. Outside every calibrated class only exact p-values and bounds decide, each counted as often as there are.
 
     related     p <= alpha, and the value looks like that of a known derivative (rank) or has a size that matters (exact)
-    unrelated   p > alpha, and the primary value lies below the known derivatives of every kind that it finds with power
-                0.9; other kinds are named as not excluded
+    unrelated   by `aligned-operators` only, which finds every known kind with power 0.9: p > alpha, its value lies below
+                the known derivatives of every kind, and no other calibrated method that finds any kind has p <= alpha
     undecided   everything else
 """
 
@@ -24,6 +24,7 @@ PRIMARY = ("aligned-operators", "head-spectra")
 PRIMARY_SHARE = 0.98
 ALPHA_RELATED = 0.05  # a value below 95 % of the derivatives of every kind does not look like any of them
 DECIDING = ("exact", "bound")
+NEGATIVE = PRIMARY[0]  # the other one is blind to long training, so its silence says little
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Decision:
         p_value: Corrected for all p-values that could have decided; None when there is none.
         decided_by: Names of the methods that decided, none when undecided.
         excluded: Kinds of derivative that "unrelated" excludes.
-        not_excluded: Kinds that this input could not have shown.
+        not_excluded: Kinds of this class that the primary method does not find with power; "unrelated" needs none.
         evidence: The evidence with each method's own verdict.
     """
 
@@ -65,9 +66,10 @@ def decide(evidence: Sequence[Evidence], alpha: float) -> Decision:
     excluded, open_ = _kinds(primary)
     if found:
         return Decision("related", _related(judged, found, alpha), p, found, (), (), judged)
-    if primary is not None and p is not None and p > alpha and _below_all_kinds(primary):
+    against = tuple(e.name for e in judged if _speaks_against(e, alpha))
+    if primary is not None and primary.verdict == "unrelated" and p is not None and p > alpha and not against:
         return Decision("unrelated", _unrelated(primary, excluded), p, (primary.name,), excluded, open_, judged)
-    return Decision("undecided", _undecided(judged, primary, p, alpha), p, (), (), (), judged)
+    return Decision("undecided", _undecided(judged, primary, p, alpha, against), p, (), (), open_, judged)
 
 
 def _primary(evidence: Sequence[Evidence]) -> Evidence | None:
@@ -96,7 +98,7 @@ def _shares(evidence: Sequence[Evidence], primary: Evidence | None) -> dict[str,
 def _has_size(e: Evidence) -> bool:
     """Whether the effect is one that matters: like a derivative's (rank), or above the method's smallest effect."""
     if e.p_kind in DECIDING:
-        return e.value is not None and e.value >= smallest_effect(e.method)
+        return e.effect is not None and e.effect >= smallest_effect(e.method)
     return e.place is not None and e.place.p_related is not None and e.place.p_related > ALPHA_RELATED
 
 
@@ -110,7 +112,12 @@ def _alone(e: Evidence, alpha: float) -> str:
         return "undecided"
     if e.p_value <= alpha:
         return "related" if _has_size(e) else "undecided"
-    return "unrelated" if _below_all_kinds(e) else "undecided"
+    return "unrelated" if e.name == NEGATIVE and _below_all_kinds(e) and not _kinds(e)[1] else "undecided"
+
+
+def _speaks_against(e: Evidence, alpha: float) -> bool:
+    """Whether a method that finds some kind of derivative sees more than unrelated models show."""
+    return e.place is not None and bool(e.place.powered) and e.place.p_value <= alpha
 
 
 def _kinds(primary: Evidence | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -122,25 +129,46 @@ def _kinds(primary: Evidence | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _related(evidence: Sequence[Evidence], found: tuple[str, ...], alpha: float) -> str:
-    parts = [f"{e.name} p = {e.p_value:.2g} ({e.p_kind})" for e in evidence if e.name in found]
-    return f"unrelated models would give this in less than {alpha:.2g} of cases: {', '.join(parts)}"
+    parts = []
+    for e in (e for e in evidence if e.name in found):
+        rate = "" if e.p_kind in DECIDING or e.place is None else f", {_rate(e)}"
+        parts.append(f"{e.name} p = {e.p_value:.2g} ({e.p_kind}{rate})")
+    return f"p at most {alpha:.2g} after correction: {', '.join(parts)}"
+
+
+def _rate(e: Evidence) -> str:
+    """How often unrelated pairs were as close, with the end of its exact 95 % interval."""
+    place = e.place
+    if place is None:
+        return ""
+    return f"{place.pairs_at_least_as_close} of {place.pairs} unrelated pairs as close, below {100 * place.upper_rate:.2g} %"
 
 
 def _unrelated(primary: Evidence, excluded: tuple[str, ...]) -> str:
     return (
-        f"{primary.name} lies where unrelated models lie, below the known derivatives of {len(excluded)} kinds "
-        "that it would have found"
+        f"{primary.name} lies where unrelated models lie, below the known derivatives of all {len(excluded)} kinds of this "
+        "class"
     )
 
 
-def _undecided(evidence: Sequence[Evidence], primary: Evidence | None, p: float | None, alpha: float) -> str:
+def _undecided(
+    evidence: Sequence[Evidence], primary: Evidence | None, p: float | None, alpha: float, against: tuple[str, ...]
+) -> str:
     if not any(e.comparable for e in evidence):
         return "no method could compare the two models"
-    if primary is None:
+    if primary is None or primary.place is None:
         tested = "exact tests found nothing" if p is not None else "no exact test applies"
         return f"no calibration covers these two models, and {tested}"
+    if not primary.place.kinds:
+        return f"{primary.place.pairs} unrelated pairs cannot give a p of {level(alpha):.2g}, or no derivative is known"
     if p is not None and p <= alpha:
         return f"{primary.name} is unlike unrelated models and unlike every known kind of derivative"
-    if primary.place is not None and primary.place.p_related is None:
+    if primary.place.p_related is None:
         return f"{primary.name} finds no known kind of derivative in this class with power 0.9"
-    return f"{primary.name} lies between unrelated models and known derivatives"
+    if against:
+        return f"{primary.name} sees strangers, but fewer than 1 in 100 unrelated pairs are so close by {', '.join(against)}"
+    if not _below_all_kinds(primary):
+        return f"{primary.name} lies between unrelated models and known derivatives"
+    return (
+        f"{primary.name} alone cannot exclude a common origin: it misses {', '.join(_kinds(primary)[1]) or 'too much'}"
+    )

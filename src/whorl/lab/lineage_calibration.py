@@ -25,7 +25,7 @@ from whorl.lab.lineage_set import edits_of
 from whorl.lab.zoo import build_zoo
 from whorl.method import Outcome
 from whorl.progress import Progress, silent
-from whorl.registry import resolve
+from whorl.registry import pair_methods, resolve
 
 DIGITS = 6
 SAME = "same shape"
@@ -37,6 +37,7 @@ CONDITIONS: Mapping[str, tuple[str, ...]] = {
     "fewer heads": ("heads-pruned",),
     "smaller width": ("width-pruned",),
 }
+CHILDREN = ("tuned", "long")  # that were edited after they had been trained
 # kinds of derivative of the same shape; those of the other conditions are their edits
 SAME_SHAPE_KINDS = (
     "disguised", "pruned-60", "pruned-2-4", "int8", "int4", "topics", "long", "lora", "merged", "tuned-disguised",
@@ -77,13 +78,10 @@ def build(folder: Path, progress: Progress = silent) -> Roots:
     for at, name in enumerate(roots.names):
         progress("edits", at, len(roots.names))
         trained = at in DERIVED
-        children = {
-            "tuned": folder / f"{name}-topics",
-            "other": folder / f"{name}-long",
-            "lora": folder / f"{name}-lora",
-        }
+        trained_as = {"tuned": "topics", "other": "long", "long": "long", "lora": "lora"}
+        children = {key: folder / f"{name}-{kind}" for key, kind in trained_as.items()}
         kept = at % 4 == 0 or trained
-        only = [*(edits if at % 2 or trained else ()), *(SAME_SHAPE_KINDS if kept else ())]
+        only = [*(edits if at % 2 or trained else ()), *(SAME_SHAPE_KINDS if kept else ()), *_trained_then(edits)]
         edits_of(folder / name, folder, at, children if trained else None, only)
     progress("edits", len(roots.names), len(roots.names))
     return roots
@@ -101,7 +99,13 @@ def keys_of(roots: Roots) -> list[str]:
 
 
 def _all_kinds() -> list[str]:
-    return [*SAME_SHAPE_KINDS, *(edit for edits in CONDITIONS.values() for edit in edits if edit)]
+    edits = [edit for edits in CONDITIONS.values() for edit in edits if edit]
+    return [*SAME_SHAPE_KINDS, *edits, *_trained_then(edits)]
+
+
+def _trained_then(edits: Sequence[str]) -> list[str]:
+    """Kinds that were trained first and edited then; those that were not made are left out when they are looked for."""
+    return [f"{child}-{edit}" for child in CHILDREN for edit in edits]
 
 
 def _named(root: str, kind: str) -> str:
@@ -109,10 +113,14 @@ def _named(root: str, kind: str) -> str:
 
 
 def measure_pair(folder: Path, key: str) -> Row:
-    """One measurement: the value of every method, None where it is not comparable."""
+    """One measurement: the value of every method, None where it is not comparable.
+
+    Methods on stored values do not see tokens; without token strings only the pairwise ones are measured.
+    """
     a, b, tokens = key.split("|")
+    methods = resolve(None) if tokens == "1" else pair_methods(None)
     with side(folder / a, tokens=tokens == "1") as one, side(folder / b, tokens=tokens == "1") as other:
-        found, _ = measure(one, other, resolve(None))
+        found, _ = measure(one, other, methods)
     return {"values": {name: round(x.value, DIGITS) if isinstance(x, Outcome) else None for name, x in found.items()}}
 
 
@@ -125,9 +133,8 @@ def calibrate(roots: Roots, recipe: Mapping[str, Any], name: str, progress: Prog
         name: First part of the id.
         progress: Called with "pairs" and their count.
     """
-    rows = run_jobs(
-        keys_of(roots), partial(measure_pair, roots.folder), roots.folder / "pairs.jsonl", "pairs", progress
-    )
+    path = roots.folder / "pairs.jsonl"
+    rows = _complete(run_jobs(keys_of(roots), partial(measure_pair, roots.folder), path, "pairs", progress))
     base = _fingerprint(roots, roots.names[0])
     conditions = [
         _condition(roots, rows, base.shape, condition, vocabulary=vocabulary)
@@ -137,6 +144,14 @@ def calibrate(roots: Roots, recipe: Mapping[str, Any], name: str, progress: Prog
     members = {root: _fingerprint(roots, root).weights_digest for root in roots.names}
     present = tuple(c for c in conditions if c is not None)
     return Calibration(_identity(name, members), base.shape, members, recipe, present, base.environment)
+
+
+def _complete(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Rows without token strings get what does not depend on tokens from their twins."""
+    return {
+        key: row if key.endswith("|1") else {"values": {**rows[f"{key[:-1]}1"]["values"], **row["values"]}}
+        for key, row in rows.items()
+    }
 
 
 def save(calibration: Calibration, path: Path) -> Path:
@@ -162,7 +177,7 @@ def _condition(
     if not all(roots.has(_named(b, edit)) for _, b in roots.pairs for edit in edits):
         return None
     tokens = "1" if vocabulary else "0"
-    kinds = SAME_SHAPE_KINDS if name == SAME else edits
+    kinds = SAME_SHAPE_KINDS if name == SAME else (*edits, *_trained_then(edits))
     methods = resolve(None)
     scores = {}
     for m in methods:

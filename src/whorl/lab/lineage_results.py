@@ -59,7 +59,7 @@ def build(folder: Path, progress: Progress = silent) -> None:
     for at, name in enumerate(names):
         progress("edits", at, len(names))
         root = folder / name
-        children = {"tuned": "topics", "other": "code", "lora": "lora"}
+        children = {"tuned": "topics", "other": "code", "long": "long", "lora": "lora"}
         edits_of(root, folder, at, {key: folder / f"{name}-{kind}" for key, kind in children.items()})
         if at in EDITED_LINEAGES:
             single_edits(folder / f"{name}-topics", name, folder, at)
@@ -99,11 +99,15 @@ def expected_relations() -> Mapping[str, Sequence[str]]:
         "lora-of": ("lora",),
         "disguised copy": ("disguised", "disguised-renamed"),
         "derived, disguised": ("merged-disguised", "tuned-disguised", "lora-disguised"),
-        "pruned": ("pruned-60", "pruned-2-4", "neurons-pruned", "heads-pruned", "width-pruned"),
+        "pruned": ("pruned-60", "pruned-2-4", *_pruned("", "tuned-", "long-")),
         "requantised": ("int8", "int4", "gguf"),
         "cast": ("bf16", "f32"),
-        "layers-dropped": ("dropped",),
+        "layers-dropped": ("dropped", "tuned-dropped", "long-dropped"),
         "layers-duplicated": ("duplicated",),
         "layers-inserted": ("inserted",),
     }
     return {kind: (name,) for name, kinds in groups.items() for kind in kinds}
+
+
+def _pruned(*prefixes: str) -> list[str]:
+    return [f"{prefix}{part}-pruned" for prefix in prefixes for part in ("neurons", "heads", "width")]

@@ -139,10 +139,11 @@ def false_positives(items: Sequence[Item], rows: Mapping[str, Row]) -> tuple[Rat
     return Rate(len(wrong), len(far)), Rate(len({name for i in wrong for name in i.lineages}), len(lineages))
 
 
-def found(items: Sequence[Item], rows: Mapping[str, Row]) -> Rate:
-    """Related pairs called related."""
-    kin = [i for i in items if i.truth == RELATED]
-    return Rate(sum(rows[i.key]["verdict"] == "related" for i in kin), len(kin))
+def found(items: Sequence[Item], rows: Mapping[str, Row]) -> tuple[Rate, Rate]:
+    """Related pairs called related, and those of them that an exact relation decided."""
+    kin = [rows[i.key] for i in items if i.truth == RELATED]
+    said = [row for row in kin if row["verdict"] == "related"]
+    return Rate(len(said), len(kin)), Rate(sum(row["exact"] is not None for row in said), len(said))
 
 
 def undecided(items: Sequence[Item], rows: Mapping[str, Row]) -> Rate:

@@ -30,7 +30,7 @@ class Edit:
     Args:
         key: What the bench calls it.
         kind: Of the attack.
-        of: Keys of the models it is made from: "root", "tuned", "other", "lora" or an earlier edit.
+        of: Keys of the models it is made from: "root", "tuned", "other", "long", "lora" or an earlier edit.
         options: Of the kind.
     """
 
@@ -65,6 +65,21 @@ def edits_for(n_layers: int) -> tuple[Edit, ...]:
         Edit("tuned-disguised", "disguise", ("tuned",)),
         Edit("tuned-int4", "quantise", ("tuned",), int4),
         Edit("lora-disguised", "disguise", ("lora",)),
+        *(
+            Edit(f"{child}-{edit.key}", edit.kind, (child,), edit.options)
+            for child in ("tuned", "long")
+            for edit in _reshaped(middle)
+        ),
+    )
+
+
+def _reshaped(middle: int) -> tuple[Edit, ...]:
+    """One edit for each way of changing the shape, for children that were trained before."""
+    return (
+        Edit("dropped", "drop-layers", options={"layers": [middle]}),
+        Edit("neurons-pruned", "prune", options={"pattern": "neurons", "share": 0.25}),
+        Edit("heads-pruned", "prune", options={"pattern": "heads", "share": 0.5}),
+        Edit("width-pruned", "prune", options={"pattern": "width", "share": 0.25}),
     )
 
 
@@ -81,8 +96,8 @@ def edits_of(
         root: A Llama folder.
         out: Folder of the new folders.
         seed: Seed of what is random; each edit draws from its own, `seed` times 100 plus its place in the list.
-        children: Trained children: "tuned" and "other" (fine-tuned, of one shape), "lora" (with a merged adapter). What
-            is made from a missing one is left out.
+        children: Trained children: "tuned", "other" and "long" (fine-tuned, of one shape), "lora" (with a merged
+            adapter). What is made from a missing one is left out.
         only: Keys to make; None for all.
 
     Returns:

@@ -7,6 +7,8 @@ B = R^T A R for every operator and vector, then w_B = w_A R for every word, so R
 Then R <- polar(sum_j A_j R B_j^T + A_j^T R B_j) as long as the mean cosine of A_j and R B_j R^T grows. In spaces wider
 than `WIDTH` the products are taken with random orthonormal probes, drawn anew in each step: A_j R Z (B_j Z)^T.
 
+There words grow from no more parents than are needed, and at most `FITTED_OF_WIDE` layers are fitted.
+
 Only every other aligned layer is fitted; the others are left for scoring, since a fit finds agreement in what it sees.
 """
 
@@ -25,6 +27,7 @@ MAX_STEPS_STREAMED = 6  # each reads the fitted layers again
 GAIN = 1e-3  # of the mean cosine, in the best of the last `PATIENCE` steps
 PATIENCE = 2
 MAX_DEPTH = 4
+FITTED_OF_WIDE = 4  # one pair of operators of full rank determines a map; layers that are fitted are not scored
 
 
 @dataclass(frozen=True)
@@ -54,27 +57,33 @@ def operator_frame(a: ModelOperators, b: ModelOperators, fitted: Sequence[tuple[
     streamed = max(a.width, b.width) > WIDTH
     best, found, stale = -np.inf, r, 0
     for _ in range(MAX_STEPS_STREAMED if streamed else MAX_STEPS):
-        following, cosine = _step(a, b, fitted, r, _probes(b.width, rng))
+        total, cosine = _step(a, b, fitted, r, _probes(b.width, rng))
         stale = 0 if cosine > best + GAIN else stale + 1
         if cosine > best:
             best, found = cosine, r
         if stale >= PATIENCE:
             break
-        r = following
+        r = polar(total)
     return OperatorFrame(found, best)
 
 
 def words(model: ModelOperators, layers: Sequence[int], other_width: int) -> Doubles:
     """Unit vectors that rotate with the model, (n, d): the mean unit row and words in the operators applied to it.
 
-    Words grow until they are twice as many as the dimensions to be mapped, or of `MAX_DEPTH` letters.
+    Words grow until they are twice as many as the dimensions to be mapped, or of `MAX_DEPTH` letters. In wide models the
+    last ones grow from evenly spread parents, as many as are needed.
     """
+    wanted = 2 * min(model.width, other_width)
+    wide = max(model.width, other_width) > WIDTH
     mean = model.moments()[0]
     last = mean[None] / max(float(np.linalg.norm(mean)), np.finfo(np.float64).tiny)
     found, count = [last], 1
     for _ in range(MAX_DEPTH):
-        if count >= 2 * min(model.width, other_width):
+        if count >= wanted:
             break
+        parents = -(-(wanted - count) // (4 * len(layers)))  # each has four children a layer
+        if wide and parents < len(last):
+            last = last[np.linspace(0, len(last) - 1, parents).astype(np.intp)]
         last = unit(np.concatenate(list(_letters(model, layers, last)))).astype(np.float64)
         found.append(last)
         count += len(last)
@@ -99,7 +108,7 @@ def _probes(width: int, rng: np.random.Generator) -> Floats:
 def _step(
     a: ModelOperators, b: ModelOperators, fitted: Sequence[tuple[int, int]], r: Doubles, z: Floats
 ) -> tuple[Doubles, float]:
-    """The next map, and the mean cosine of the operators under the present one."""
+    """The matrix whose polar factor is the next map, and the mean cosine of the operators under the present one."""
     turn = r.astype(np.float32)
     mapped = turn @ z
     total, cosines = np.zeros(r.shape), []
@@ -110,7 +119,7 @@ def _step(
                 if scale > 0:
                     total += (x @ y.T) / scale
                     cosines.append(float(np.vdot(x, turn @ y)) / scale)
-    return polar(total), float(np.mean(cosines)) if cosines else 0.0
+    return total, float(np.mean(cosines)) if cosines else 0.0
 
 
 def _images(a: HeadOperators, b: HeadOperators, mapped: Floats, z: Floats) -> Iterator[tuple[Floats, Floats]]:

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.canonical.embedding import canonical_embedding
-from whorl.canonical.model import CanonicalModel
 from whorl.errors import NotComparable
 from whorl.linalg.blocks import Doubles
-from whorl.pairs.operators import ModelOperators, polar
+from whorl.pairs.operators import WIDE, ModelOperators, polar
 from whorl.source import Floats
 
 Ids = NDArray[np.intp]
@@ -25,6 +23,7 @@ copies trained longer than their parent 0.65 or more, twins of one recipe 0.65 t
 half of the strings shuffled relatives reach 0.26 to 0.47 and their frame is poor: lower rungs, which use no string, serve
 them better."""
 
+MAX_TOKENS = 32768  # pairs that are fitted in wide models: four per dimension up to width 8192
 OUTLIER = 8.0  # median absolute deviations of ln norm: a row that no text ever touched
 
 
@@ -53,13 +52,10 @@ def shared_token_frame(
     """
     if tokens[0] is None or tokens[1] is None:
         raise NotComparable("token strings of " + ("the first" if tokens[0] is None else "the second") + " are unknown")
-    ids = _trained(a.model, b.model, *shared_ids(tokens[0], tokens[1]))
-    found = fit_rows(a, b, ids, seed)
-    if found.held_out < BAR:
-        raise NotComparable(
-            f"{found.n_tokens} equal token strings do not mean the same (held-out cosine {found.held_out:.2f} < {BAR})"
-        )
-    return found
+    ids = _trained(a, b, *shared_ids(tokens[0], tokens[1]))
+    if max(a.width, b.width) > WIDE:
+        ids = _thinned(ids)
+    return fit_rows(a, b, ids, seed)
 
 
 def shared_ids(a: Tokens, b: Tokens) -> tuple[Ids, Ids]:
@@ -77,7 +73,7 @@ def fit_rows(a: ModelOperators, b: ModelOperators, ids: tuple[Ids, Ids], seed: i
     The wider model's rows are held as float32; the narrower one's pass by in blocks.
 
     Raises:
-        NotComparable: fewer matched rows than dimensions.
+        NotComparable: fewer matched rows than dimensions, or rows of a half that the fit on the other does not predict.
     """
     narrow, wide, turned = (a, b, False) if a.width <= b.width else (b, a, True)
     if len(ids[0]) < narrow.width:
@@ -86,6 +82,10 @@ def fit_rows(a: ModelOperators, b: ModelOperators, ids: tuple[Ids, Ids], seed: i
     halves = np.random.default_rng(seed).permutation(len(near)) % 2
     sums = _accumulate(narrow, wide, near, far, halves)
     held_out = _cosine(polar(sums[0].cross), sums[1])
+    if held_out < BAR:
+        raise NotComparable(
+            f"{len(near)} equal token strings do not mean the same (held-out cosine {held_out:.2f} < {BAR})"
+        )
     r = polar(sums[0].cross + sums[1].cross)
     return TokenFrame(r.T if turned else r, len(near), held_out)
 
@@ -144,17 +144,22 @@ def _rows_of(model: ModelOperators, ids: Ids) -> Floats:
     return found
 
 
-def _trained(a: CanonicalModel, b: CanonicalModel, ids_a: Ids, ids_b: Ids) -> tuple[Ids, Ids]:
+def _thinned(ids: tuple[Ids, Ids]) -> tuple[Ids, Ids]:
+    """At most `MAX_TOKENS` of the pairs, evenly spread."""
+    n = len(ids[0])
+    if n <= MAX_TOKENS:
+        return ids
+    chosen = np.linspace(0, n - 1, MAX_TOKENS).astype(np.intp)
+    return ids[0][chosen], ids[1][chosen]
+
+
+def _trained(a: ModelOperators, b: ModelOperators, ids_a: Ids, ids_b: Ids) -> tuple[Ids, Ids]:
     """Without ids beyond the tables and rows that were never trained in one of the models."""
-    norms = [_norms(model) for model in (a, b)]
+    norms = [model.lengths() for model in (a, b)]
     inside = (ids_a < len(norms[0])) & (ids_b < len(norms[1]))
     ids_a, ids_b = ids_a[inside], ids_b[inside]
     kept = usual(norms[0])[ids_a] & usual(norms[1])[ids_b]
     return ids_a[kept], ids_b[kept]
-
-
-def _norms(model: CanonicalModel) -> Doubles:
-    return np.concatenate([np.linalg.norm(x, axis=1).astype(np.float64) for x in canonical_embedding(model)])
 
 
 def usual(norms: Doubles) -> NDArray[np.bool_]:

@@ -50,6 +50,7 @@ class AlignedOperators(PairMethod):
     name: ClassVar[str] = "aligned-operators"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "ours"
+    every_layer: ClassVar[bool] = True
 
     def check(self, pair: Pair) -> None:
         """Needs a common frame."""

@@ -2,7 +2,7 @@
 
 rung 1   tokens with equal strings: orthogonal Procrustes on their embedding rows
 rung 2   tokens matched by invariants of their rows, then as rung 1
-rung 3   no tokens: the attention operators themselves, fitted on every other aligned layer
+rung 3   no tokens: the attention operators themselves, fitted on every other aligned layer (a few in wide models)
 
 The rule that picks the rung is fixed and the same for related and unrelated models: the first whose check on data that
 were not fitted passes. Rung 3 has no check of its own and always gives a frame; layers that were not fitted tell whether
@@ -18,10 +18,10 @@ import numpy as np
 from whorl.canonical.model import CanonicalModel
 from whorl.errors import NotComparable
 from whorl.linalg.layers import align_layers
-from whorl.pairs._operator_frame import operator_frame
+from whorl.pairs._operator_frame import FITTED_OF_WIDE, operator_frame
 from whorl.pairs._shared_tokens import TokenFrame, shared_token_frame
 from whorl.pairs._token_invariants import token_invariant_frame
-from whorl.pairs.operators import ModelOperators
+from whorl.pairs.operators import WIDE, ModelOperators
 from whorl.source import Floats
 
 RUNGS = (1, 2, 3)
@@ -119,6 +119,9 @@ class _Ladder:
         if len(self.aligned) < 2:
             raise NotComparable(f"{len(self.aligned)} aligned layers: none is left to score when one is fitted")
         fitted = self.aligned[::2]
+        if max(self.a.width, self.b.width) > WIDE and len(fitted) > FITTED_OF_WIDE:
+            spread = np.linspace(0, len(fitted) - 1, FITTED_OF_WIDE).round().astype(int)
+            fitted = tuple(fitted[i] for i in spread)
         found = operator_frame(self.a, self.b, fitted, self.seed)
         why = f"attention operators of {len(fitted)} aligned layers, which are not scored; cosine {found.cosine:.2f}"
         return Frame(found.r, 3, 0, None, fitted, why)

@@ -13,6 +13,7 @@ A search (for heads, neurons, layers or a frame) belongs to the null: it is repe
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from whorl.method import Method, Outcome
 from whorl.pairs.layer import MatchedLayer
@@ -37,7 +38,13 @@ class LayerObservation:
 
 @dataclass(frozen=True)
 class PairMethod(Method):
-    """Interface of a pairwise method; subclasses are leaves and add only their parameters."""
+    """Interface of a pairwise method; subclasses are leaves and add only their parameters.
+
+    A method that is content with attention may set `every_layer`: wide models show it all matched layers, without their
+    MLPs where the others do not look (see `whorl.pairs.run`).
+    """
+
+    every_layer: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, pair: Pair) -> None:

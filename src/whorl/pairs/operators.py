@@ -28,6 +28,9 @@ from whorl.source import Floats
 
 KEPT = 1e-3  # singular values below this share of the largest are rounding, not direction
 _ROUNDING = 1e-12  # squares of a factor's singular values below this share of the largest: no direction left
+WIDE = 256
+"""In wider residual streams pairwise comparison takes samples: of tokens, directions, layers (docs of each say which)."""
+
 CACHED_VALUES = 1 << 25  # 128 MiB per model: small models are read once, large ones once per pass
 
 
@@ -162,7 +165,7 @@ class ModelOperators:
         s = model.shape
         self._cached = 4 * s.n_layers * s.n_heads * s.d_head * s.d_model <= CACHED_VALUES
         self._layers: dict[int, LayerOperators] = {}
-        self._moments: tuple[Doubles, Doubles] | None = None
+        self._embedding: _Embedding | None = None
 
     @property
     def n_layers(self) -> int:
@@ -200,22 +203,46 @@ class ModelOperators:
 
     def moments(self) -> tuple[Doubles, Doubles]:
         """Mean (d,) and second moment (d, d), trace 1, of the unit rows; neither depends on the order of tokens."""
-        if self._moments is None:
+        found = self._read_embedding()
+        trace = np.trace(found.square)
+        if not trace > 0:
+            raise NotComparable(f"degenerate: the embedding of {self.model.label} is all zero")
+        return found.total / len(found.lengths), found.square / trace
+
+    def lengths(self) -> Doubles:
+        """Length of every canonical embedding row, (n,); read together with the moments."""
+        return self._read_embedding().lengths
+
+    def _read_embedding(self) -> "_Embedding":
+        """One pass over the embedding, kept."""
+        if self._embedding is None:
             total, square = np.zeros(self.width), np.zeros((self.width, self.width))
-            n = 0
-            for rows in self.unit_rows():
+            lengths = [np.zeros(0)]
+            for block in canonical_embedding(self.model):
+                length = np.linalg.norm(block, axis=1, keepdims=True)
+                lengths.append(length[:, 0].astype(np.float64))
+                rows = _scaled(block, length)
                 total += rows.sum(axis=0, dtype=np.float64)
                 square += rows.T @ rows
-                n += len(rows)
-            if not np.trace(square) > 0:
-                raise NotComparable(f"degenerate: the embedding of {self.model.label} is all zero")
-            self._moments = total / n, square / np.trace(square)
-        return self._moments
+            self._embedding = _Embedding(total, square, np.concatenate(lengths))
+        return self._embedding
+
+
+@dataclass(frozen=True, eq=False)
+class _Embedding:
+    """Of all embedding rows: sum (d,) and second moment (d, d) of unit rows, and lengths (n,)."""
+
+    total: Doubles
+    square: Doubles
+    lengths: Doubles
 
 
 def unit(rows: Floats) -> Floats:
     """Rows scaled to unit length; zero rows stay zero."""
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return _scaled(rows, np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def _scaled(rows: Floats, length: Floats) -> Floats:
     return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
 
 

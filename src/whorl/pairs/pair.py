@@ -8,7 +8,7 @@ alignment    which layer corresponds to which
 layers()     matched layers, read once, one pair in memory
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,12 +23,14 @@ from whorl.linalg.layers import LayerPath, align_layers
 from whorl.pairs.extras import PairExtras
 from whorl.pairs.frame import RUNGS, Frame, climb
 from whorl.pairs.layer import MatchedLayer
-from whorl.pairs.operators import ModelOperators
+from whorl.pairs.operators import WIDE, ModelOperators
 from whorl.pairs.sketch import WIDTH, Basis, layer_similarities, quiet_basis, sketches
 from whorl.source import Floats
 
 Tokens = Sequence[str | None]
 """String of each embedding row by id; None for rows without a token."""
+
+COMPARED = 512  # directions of the basis in which heads are compared; all of them up to width 680
 
 
 @dataclass(frozen=True)
@@ -120,26 +122,43 @@ class Pair:
         scores = layer_similarities(*self.sketches)
         return Alignment(scores, align_layers(scores))
 
-    def layers(self) -> Iterator[MatchedLayer]:
-        """Matched layers in path order, each read once from both files; under `frame_or_identity`."""
+    @property
+    def wide(self) -> bool:
+        """Whether a residual stream is so wide that samples have to do."""
+        return max(self.a.shape.d_model, self.b.shape.d_model) > WIDE
+
+    def layers(self, whole: Collection[int] | None = None) -> Iterator[MatchedLayer]:
+        """Matched layers in path order, each read once from both files; under `frame_or_identity`.
+
+        The map is float32 in wide models, and `COMPARED` random directions stand for the whole basis.
+
+        Args:
+            whole: Places in the path where MLPs are read too; None for all.
+        """
         frame = self._frame if isinstance(self._frame, Frame) else None
-        for i, j in self.alignment.path.matched:
-            one, other = _sublayers(self.a, i), _sublayers(self.b, j)
+        basis, operators, r = None, None, self.frame_or_identity
+        if frame is not None:
+            basis, operators = self.basis.narrowed(COMPARED, self.seed), self._operators
+        if self.wide:
+            r = r.astype(np.float32)
+        for place, (i, j) in enumerate(self.alignment.path.matched):
+            both = whole is None or place in whole
+            one, other = _sublayers(self.a, i, mlp=both), _sublayers(self.b, j, mlp=both)
             mlp = None if one[1] is None or other[1] is None else (one[1], other[1])
             fitted = frame is not None and frame.is_fitted(i, j)
-            basis, operators = (None, None) if frame is None else (self.basis, self._operators)
-            attention, r = (one[0], other[0]), self.frame_or_identity
-            yield MatchedLayer(i, j, attention, mlp, r, fitted, self.extras, basis, operators)
+            yield MatchedLayer(i, j, (one[0], other[0]), mlp, r, fitted, self.extras, basis, operators)
 
 
-def _sublayers(model: CanonicalModel, layer: int) -> tuple[Attention, Mlp | None]:
-    """Canonical attention and dense MLP of one layer."""
-    attention, mlp = None, None
+def _sublayers(model: CanonicalModel, layer: int, *, mlp: bool) -> tuple[Attention, Mlp | None]:
+    """Canonical attention and dense MLP of one layer, the latter only if asked for."""
+    if not mlp or model.shape.n_experts:
+        return canonical_attention(model.attention_part(layer)), None
+    attention, dense = None, None
     for part in model.layer_parts(layer):
         if part.kind == "attention":
             attention = canonical_attention(part)
-        elif part.expert is None and not part.shape.n_experts:
-            mlp = canonical_mlp(part)
+        elif part.expert is None:
+            dense = canonical_mlp(part)
     if attention is None:
         raise LookupError(f"layer {layer} of {model.label} has no attention")
-    return attention, mlp
+    return attention, dense

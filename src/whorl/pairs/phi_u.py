@@ -13,7 +13,9 @@ What the exactness needs. (a) Frame and layer path come from embeddings and atte
 independent of the order of neurons; without a frame the identity serves. (b) The matching treats row numbers as
 arbitrary: `match_rows` shuffles both sides first, so ties and the candidate list of wide layers keep this. (c) Neuron i
 counts where neither model has a zero row at i, a rule that commutes with reordering. (d) Nobody sorted the neurons of
-both models by one criterion.
+both models by one criterion. (e) Layers that are copies of each other inside both models would be counted once each: of
+layers whose matchings agree more often than chance (pi_l(i) = pi_m(i)) only the first counts. The rule sees only
+pi_l^-1 pi_m, which says nothing about where pi_l lies, so it costs no exactness.
 
 The p is that of fixed points (ours), since pi(i) is either right or random: k right neurons have p about 1/k!. The
 paper's Spearman gets a guaranteed Chernoff bound beside it, and its Fisher p over normal tails as "nominal". The first
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whorl.errors import NotComparable
 from whorl.linalg.matching import DENSE_ROWS, NEIGHBOURS, match_rows
@@ -46,6 +49,7 @@ from whorl.weights.values import Values
 
 NULL = "the neurons of the two models are in independent random order, as after independent initialisation and training"
 HIGH_P = 0.01
+COPIED = 1e-3  # layers that agree more than this are taken for copies; too large a value only costs power
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,11 @@ class PhiU(PairMethod):
         sizes = [len(p) for p in partners]
         rhos = [spearman(p, np.arange(len(p))) for p in partners]
         fixed = sum(int((p == np.arange(len(p))).sum()) for p in partners)
-        p_exact = fixed_points_p(fixed, sizes)
+        apart = independent_layers(partners)
+        in_place = [int((partners[i] == np.arange(sizes[i])).sum()) for i in apart]
+        p_exact = fixed_points_p(sum(in_place), [sizes[i] for i in apart])
         tests = (
-            PValue(p_exact, "exact", NULL),
+            PValue(p_exact, "exact", NULL, effect=fixed / sum(sizes)),
             PValue(p_from_log(spearman_log_p(rhos, sizes)), "bound", f"{NULL}; Chernoff bound on Spearman"),
             PValue(p_from_log(spearman_nominal_log_p(rhos, sizes)), "nominal", f"{NULL}; normal tails, Fisher"),
         )
@@ -137,6 +143,20 @@ class PhiU(PairMethod):
             )
         found += neuron_warnings(observed, self.neighbours, self.dense_rows)
         return tuple(found)
+
+
+def independent_layers(partners: Sequence[NDArray[np.float64]]) -> list[int]:
+    """Positions of layers whose matchings agree with no earlier kept one beyond chance (ours).
+
+    Args:
+        partners: For each layer, the place of each neuron's partner.
+    """
+    kept: list[int] = []
+    for i, mine in enumerate(partners):
+        same = (int((mine == partners[k]).sum()) for k in kept if len(partners[k]) == len(mine))
+        if all(fixed_points_p(n, [len(mine)]) > COPIED for n in same):
+            kept.append(i)
+    return kept
 
 
 def neuron_warnings(observed: Sequence[LayerObservation], neighbours: int, dense_rows: int) -> list[str]:

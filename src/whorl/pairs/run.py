@@ -3,10 +3,15 @@
 A method that needs a common frame touches `pair.frame` in `check`, which then refuses with the ladder's reasons. Where no
 frame was found and widths are equal, matched layers carry the identity (`Pair.frame_or_identity`), so methods that can
 do without a frame still run.
+
+In models wider than `whorl.pairs.operators.WIDE` with more than `LAYERS_OF_WIDE` matched layers, methods look at that many,
+evenly spread over the path, which is fixed by its length alone; those with `every_layer` look at all.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from whorl.errors import NotComparable
 from whorl.method import Outcome
@@ -16,6 +21,8 @@ from whorl.pairs.layer import MatchedLayer
 from whorl.pairs.method import LayerObservation, PairMethod
 from whorl.pairs.pair import Alignment, Pair
 from whorl.progress import Progress, silent
+
+LAYERS_OF_WIDE = 6
 
 
 @dataclass(frozen=True)
@@ -109,11 +116,21 @@ def _observe(pair: Pair, runs: Sequence[_Run], progress: Progress) -> Alignment 
         return None
     if any(run.refused is None for run in runs):
         total = len(alignment.path.matched)
-        for done, layer in enumerate(pair.layers(), start=1):
+        chosen = _chosen(total, wide=pair.wide)
+        for place, layer in enumerate(pair.layers(chosen)):
             for run in runs:
-                run.observe(layer)
-            progress("matched layers", done, total)
+                if place in chosen or run.method.every_layer:
+                    run.observe(layer)
+            progress("matched layers", place + 1, total)
     return alignment
+
+
+def _chosen(n: int, *, wide: bool) -> frozenset[int]:
+    """Places in the path of n layers at which every method looks: all, or a spread with both ends and the last but one."""
+    if not wide or n <= LAYERS_OF_WIDE:
+        return frozenset(range(n))
+    spread = np.linspace(0, n - 1, LAYERS_OF_WIDE - 1).round().astype(int)
+    return frozenset({*spread.tolist(), n - 2})
 
 
 def _layer_similarities(runs: Sequence[_Run]) -> tuple[tuple[int, int, float], ...]:
