@@ -79,8 +79,11 @@ def test_independent_adapters_are_undecided_and_the_p_is_uniform(tmp_path):
         write(tmp_path / f"a{i}", 1000 + i, layers=3)
         write(tmp_path / f"b{i}", 5000 + i, layers=3)
         found = compare_adapters(tmp_path / f"a{i}", tmp_path / f"b{i}")
+        if found.test is None:  # three modules of four terms stand in order of size by chance now and then
+            continue
         p_values.append(found.test.p_value)
         assert found.verdict == "undecided" or found.test.p_value <= 0.01
+    assert len(p_values) > 100
     assert (np.array(p_values) <= 0.05).mean() <= 0.11  # 0.05 + 3 standard errors; the p is discrete
     assert np.mean(p_values) > 0.4
 
@@ -92,6 +95,22 @@ def test_permuted_terms_hide_the_origin_and_do_not_make_strangers(tmp_path):
     found = compare_adapters(tmp_path / "a", tmp_path / "b")
     assert (found.verdict, found.test.p_value) == ("undecided", 1.0)
     assert found.similarity == pytest.approx(1.0, abs=1e-6)
+
+
+def test_terms_in_order_of_size_are_no_evidence(tmp_path):
+    """Updates extracted or started by an SVD: equal order without any common origin."""
+    for name, seed in (("a", 1), ("b", 2)):
+        rng = np.random.default_rng(seed)
+        tensors = {}
+        for layer in range(16):
+            u, s, v = np.linalg.svd(rng.normal(size=(12, 4)) @ np.diag([8.0, 2.0, 0.9, 0.5]) @ rng.normal(size=(4, 10)))
+            module = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+            tensors[f"{module}.lora_A.weight"] = (v[:4] * np.sqrt(s[:4])[:, None]).astype(np.float32)
+            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(u[:, :4] * np.sqrt(s[:4]), dtype=np.float32)
+        write(tmp_path / name, 0, start=tensors, layers=16)
+    found = compare_adapters(tmp_path / "a", tmp_path / "b")
+    assert (found.verdict, found.test) == ("undecided", None)
+    assert "order of size" in found.why
 
 
 def test_nothing_in_common_is_not_comparable(tmp_path):

@@ -93,6 +93,10 @@ def test_a_method_that_was_not_calibrated_has_no_place():
     assert one.place(one.conditions[0], method("std-vector"), 0.5, LEVEL) is None
 
 
+def test_a_method_that_compared_no_unrelated_pair_has_no_place():
+    assert place(made([None] * 104, {"fine-tuned": [0.9] * 24}), 0.9) is None
+
+
 def test_which_pairs_a_condition_covers():
     deeper = dataclasses.replace(SHAPE, n_layers=SHAPE.n_layers + 2)
     wider = dataclasses.replace(deeper, d_model=2 * SHAPE.d_model)

@@ -41,3 +41,14 @@ def test_names_are_ascii_and_short():
     shown = errors.safe_name("\u00e9\u202e" + "x" * 500)
     assert shown.isascii()
     assert len(shown) == errors.MAX_SHOWN_NAME
+
+
+def test_a_refusal_survives_the_way_from_a_worker_process():
+    import pickle
+
+    from whorl.errors import UnsafeFile
+
+    error = UnsafeFile("file", "x", "a", "b", "Do c.")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert type(again) is UnsafeFile
+    assert str(again) == str(error)

@@ -37,7 +37,7 @@ def family():
 @pytest.fixture(scope="module")
 def edits(family, tmp_path_factory):
     out = tmp_path_factory.mktemp("edits")
-    names = {"tuned": "base-0-topics", "other": "base-0-code", "lora": "base-0-topics-code"}
+    names = {"tuned": "base-0-topics", "other": "base-0-code", "long": "base-0-topics-code", "lora": "base-0-topics-code"}
     children = {key: family / name for key, name in names.items()}
     return (family / "base-0", children), out, edits_of(family / "base-0", out, 5, children)
 
@@ -64,7 +64,7 @@ def test_every_derivative_reads_back_and_has_a_record(edits):
     assert shapes["width-pruned"].d_model == 48
     assert shapes["heads-pruned"].n_heads == 2
     assert shapes["neurons-pruned"].d_mlp == 72
-    depths = {"dropped": 7, "duplicated": 10, "inserted": 10}
+    depths = {"dropped": 7, "duplicated": 10, "inserted": 10, "tuned-dropped": 7, "long-dropped": 7}
     assert {key: shape.n_layers for key, shape in shapes.items() if shape.n_layers != 8} == depths
     assert "token" in (found["disguised"] / "tokenizer.json").read_text("utf-8")
     assert "endoftext" not in (found["disguised-renamed"] / "tokenizer.json").read_text("utf-8")

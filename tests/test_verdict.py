@@ -12,7 +12,7 @@ from whorl.verdict import PRIMARY_SHARE, decide, level
 
 ALPHA = 0.01
 SHAPE = parts.shape()
-SPECTRA, STD, PHI = method("head-spectra"), method("std-vector"), method("phi-u")
+ALIGNED, SPECTRA, STD, PHI = (method(n) for n in ("aligned-operators", "head-spectra", "std-vector", "phi-u"))
 
 
 def covering(unrelated, derived, *methods):
@@ -22,71 +22,102 @@ def covering(unrelated, derived, *methods):
     return Calibration("simulated", SHAPE, {}, {}, (condition,)), condition
 
 
-KNOWN = covering(np.linspace(0, 0.2, 104), {"fine-tuned": np.linspace(0.8, 0.9, 24)}, SPECTRA, STD)
+KNOWN = covering(np.linspace(0, 0.2, 104), {"fine-tuned": np.linspace(0.8, 0.9, 24)}, ALIGNED, SPECTRA, STD)
 
 
 def decided(*found, known=KNOWN):
     return decide([gather(m, outcome, known, level(ALPHA)) for m, outcome in found], ALPHA)
 
 
+def aligned(value):
+    return ALIGNED, Outcome(value, "operators")
+
+
 def spectra(value):
     return SPECTRA, Outcome(value, "spectra")
 
 
-def phi(p, value=0.9, kind="exact"):
-    return PHI, Outcome(value, "neurons", tests=(PValue(p, kind, "training permutes neurons", 9999),))
+def phi(p, effect=0.9, kind="exact"):
+    return PHI, Outcome(0.9, "neurons", tests=(PValue(p, kind, "training permutes neurons", effect=effect),))
 
 
 def test_related_needs_a_small_p_and_a_value_like_a_derivatives():
-    found = decided(spectra(0.85))
-    assert (found.verdict, found.decided_by, found.p_value) == ("related", ("head-spectra",), pytest.approx(1 / 105))
-    assert "head-spectra p = 0.0095 (rank)" in found.why
+    for primary in (aligned, spectra):
+        found = decided(primary(0.85))
+        name = primary(0)[0].name
+        assert (found.verdict, found.decided_by, found.p_value) == ("related", (name,), pytest.approx(1 / 105))
+        assert f"{name} p = 0.0095 (rank, 0 of 104 unrelated pairs as close, below 3.5 %)" in found.why
 
 
 def test_unlike_both_is_undecided():
-    found = decided(spectra(0.5))
+    found = decided(aligned(0.5))
     assert found.verdict == "undecided"
-    assert found.why == "head-spectra is unlike unrelated models and unlike every known kind of derivative"
+    assert found.why == "aligned-operators is unlike unrelated models and unlike every known kind of derivative"
 
 
 def test_unrelated_names_what_it_excludes():
-    derived = {"fine-tuned": np.linspace(0.8, 0.9, 24), "distilled": np.linspace(0, 0.2, 24)}
-    found = decided(spectra(0.1), known=covering(np.linspace(0, 0.2, 104), derived, SPECTRA))
-    assert (found.verdict, found.excluded, found.not_excluded) == ("unrelated", ("fine-tuned",), ("distilled",))
+    found = decided(aligned(0.1))
+    assert (found.verdict, found.excluded, found.not_excluded) == ("unrelated", ("fine-tuned",), ())
 
 
-def test_unrelated_needs_power():
-    without = covering(np.linspace(0, 0.2, 104), {"fine-tuned": [0.9] * 5}, SPECTRA)
-    found = decided(spectra(0.1), known=without)
+def test_unrelated_needs_power_for_every_known_kind():
+    derived = {"fine-tuned": np.linspace(0.8, 0.9, 24), "long": np.linspace(0, 0.2, 24)}
+    found = decided(aligned(0.1), known=covering(np.linspace(0, 0.2, 104), derived, ALIGNED))
+    assert (found.verdict, found.not_excluded) == ("undecided", ("long",))
+    assert found.why == "aligned-operators alone cannot exclude a common origin: it misses long"
+    few = covering(np.linspace(0, 0.2, 104), {"fine-tuned": [0.9] * 5}, ALIGNED)
+    assert "finds no known kind of derivative" in decided(aligned(0.1), known=few).why
+
+
+def test_head_spectra_never_says_unrelated():
+    """It is blind to long training: a stored fingerprint without weights would clear a true copy."""
+    found = decided((ALIGNED, "needs the weights of both models"), spectra(0.1))
     assert found.verdict == "undecided"
-    assert "finds no known kind of derivative" in found.why
+    assert found.evidence[1].verdict == "undecided"
+
+
+def test_another_method_outside_its_unrelated_band_forbids_unrelated():
+    """A model whose attention was replaced: the operators are a stranger's, neurons and embedding are not."""
+    match = method("phi-match")
+    known = covering(np.linspace(0, 0.2, 104), {"fine-tuned": np.linspace(0.8, 0.9, 24)}, ALIGNED, match)
+    assert decided(aligned(0.1), (match, Outcome(0.1, "neurons")), known=known).verdict == "unrelated"
+    found = decided(aligned(0.1), (match, Outcome(0.3, "neurons")), known=known)
+    assert found.verdict == "undecided"
+    assert "fewer than 1 in 100 unrelated pairs are so close by phi-match" in found.why
 
 
 def test_overlapping_bands_are_undecided():
     kinds = {"fine-tuned": np.linspace(0.1, 0.9, 40)}
-    found = decided(spectra(0.15), known=covering(np.linspace(0, 0.2, 104), kinds, SPECTRA))
+    found = decided(aligned(0.15), known=covering(np.linspace(0, 0.2, 104), kinds, ALIGNED))
     assert found.verdict == "undecided"
 
 
+def test_too_few_pairs_for_the_level_are_named():
+    found = decided(aligned(0.9), known=covering(np.zeros(50), {"fine-tuned": [0.9] * 24}, ALIGNED))
+    assert found.verdict == "undecided"
+    assert "50 unrelated pairs cannot give a p of 0.0098" in found.why
+
+
 def test_only_the_primary_method_decides_by_rank():
-    found = decided((STD, Outcome(0.85, "std")), spectra(0.1))
-    assert found.verdict == "unrelated", "std-vector is evidence that is shown, not one that decides"
+    found = decided((STD, Outcome(0.85, "std")), aligned(0.1))
     assert [e.verdict for e in found.evidence] == ["related", "unrelated"]
+    assert found.verdict == "undecided", "std-vector does not decide, but what it sees forbids 'unrelated'"
     assert decided((STD, Outcome(0.85, "std"))).verdict == "undecided"
+    assert decided((STD, Outcome(0.85, "std")), spectra(0.1)).verdict == "undecided"
 
 
 def test_an_exact_test_decides_anywhere_and_pays_its_share():
-    inside = decided(spectra(0.1), phi(1e-5))
+    inside = decided(aligned(0.1), phi(1e-5))
     assert (inside.verdict, inside.decided_by) == ("related", ("phi-u",))
     assert inside.p_value == pytest.approx(1e-5 / (1 - PRIMARY_SHARE))
-    assert decided(spectra(0.1), phi(0.005)).verdict == "unrelated", "0.005 / 0.02 is above alpha"
-    outside = decided(spectra(0.1), phi(0.005), known=None)
+    assert decided(aligned(0.1), phi(0.005)).verdict == "unrelated", "0.005 / 0.02 is above alpha"
+    outside = decided(aligned(0.1), phi(0.005), known=None)
     assert (outside.verdict, outside.p_value) == ("related", 0.005)
 
 
 def test_a_bound_counts_only_outside_calibrated_classes():
-    known = covering(np.linspace(0, 0.2, 104), {"fine-tuned": [0.9] * 24}, SPECTRA, PHI)
-    assert decided(spectra(0.1), phi(1e-9, kind="bound"), known=known).verdict == "unrelated"
+    known = covering(np.linspace(0, 0.2, 104), {"fine-tuned": [0.9] * 24}, ALIGNED, PHI)
+    assert decided(aligned(0.1), phi(1e-9, kind="bound"), known=known).verdict == "undecided"
     assert decided(phi(1e-9, kind="bound"), known=None).verdict == "related"
 
 
@@ -97,7 +128,7 @@ def test_narrow_or_nominal_p_values_never_decide(kind):
 
 
 def test_an_exact_p_without_a_size_that_matters_does_not_decide():
-    assert decided(spectra(0.1), phi(1e-9, value=0.001)).verdict != "related"
+    assert decided(aligned(0.1), phi(1e-9, effect=0.001)).verdict != "related"
 
 
 def test_nothing_comparable_is_undecided():
@@ -116,8 +147,8 @@ def test_the_combined_p_keeps_its_level_under_the_null():
     rejected = 0
     for _ in range(500):
         s = rng.normal(size=105)
-        known = covering(s[:-1], {"fine-tuned": [9.0] * 24}, SPECTRA)
+        known = covering(s[:-1], {"fine-tuned": [9.0] * 24}, ALIGNED)
         rank = (1 + (s[:-1] >= s[-1]).sum()) / 105
-        found = decided(spectra(s[-1]), phi(rank), known=known)
+        found = decided(aligned(s[-1]), phi(rank), known=known)
         rejected += found.p_value <= 0.05
     assert rejected / 500 <= 0.070

@@ -57,6 +57,10 @@ class InputRefused(WhorlError):
         self.what, self.name, self.found, self.expected, self.advice = what, safe_name(name), found, expected, advice
         super().__init__(f"Refused {what} '{self.name}': {found}; expected {expected}. {advice}")
 
+    def __reduce__(self) -> tuple[type["InputRefused"], tuple[str, str, str, str, str]]:
+        """Errors cross from worker processes to the one that prints them."""
+        return type(self), (self.what, self.name, self.found, self.expected, self.advice)
+
 
 class MalformedFile(InputRefused):
     """The bytes are not what the format demands."""

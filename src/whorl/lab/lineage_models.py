@@ -21,7 +21,8 @@ def side(folder: Path, *, tokens: bool = True) -> Iterator[Side]:
         folder: Model folder; its fingerprint is kept in `.fingerprints` beside it.
         tokens: As `Side.use_tokens`.
     """
-    with open_model(str(folder.resolve())) as opened:
+    path = next(folder.glob("*.gguf"), folder)
+    with open_model(str(path.resolve())) as opened:
         kept = folder.parent / FINGERPRINTS / f"{folder.name}.json"
         if not kept.is_file():
             kept.parent.mkdir(exist_ok=True)
