@@ -70,18 +70,14 @@ def run_awm(a, b):
     scores = np.zeros((layers, layers))
     for kind in ("q_proj", "k_proj"):
         names = [f"model.layers.{i}.self_attn.{kind}.weight" for i in range(layers)]
-        for i, first in enumerate(names):
-            z = one[first].T
-            k = z @ z.T
-            for j, second in enumerate(names):
-                y = (other[second][:, columns] * signs).T
-                scores[i, j] += unbiased_cka(k, y @ y.T) / 2
+        first = [one[n].T @ one[n] for n in names]
+        second = [y.T @ y for n in names for y in [other[n][:, columns] * signs]]
+        own = [[hsic(k, k) for k in grams] for grams in (first, second)]
+        for i, k in enumerate(first):
+            for j, l in enumerate(second):
+                scores[i, j] += hsic(k, l) / np.sqrt(own[0][i] * own[1][j]) / 2
     i, j = linear_sum_assignment(-scores)
     return {"awm": round(float(scores[i, j].mean()), 4)}
-
-
-def unbiased_cka(k, l):
-    return hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
 
 
 def hsic(k, l):

@@ -19,7 +19,7 @@ from whorl.method import Outcome
 from whorl.pairs.aligned_operators import AlignedOperators, rotated_frames, shifted_layers
 from whorl.pairs.layer import MatchedLayer
 from whorl.pairs.method import LayerObservation, PairMethod
-from whorl.pairs.operators import ModelOperators
+from whorl.pairs.operators import ModelOperators, flattened
 from whorl.pairs.pair import Pair
 from whorl.pairs.run import compare_pair
 from whorl.pairs.sketch import Basis, normalised
@@ -338,3 +338,10 @@ def test_trained_twins_are_not(a, b):
     (one, names), (other, names_b) = example(a), example(b)
     assert outcome(one, other, (names, names_b)).value < 0.05
     assert outcome(one, other, (None, None)).value < 0.05
+
+
+def test_vanishing_attention_is_not_comparable():
+    rng = np.random.default_rng(0)
+    left, right = ((rng.normal(size=(2, 4, 8)) * 1e-41).astype(np.float32) for _ in range(2))
+    with pytest.raises(NotComparable, match="too small to be brought to one size"):
+        flattened(left, right)

@@ -64,6 +64,8 @@ def test_a_place_counts_unrelated_pairs_and_kinds():
     assert found.threshold == pytest.approx(0.2)
     assert found.percentile == 100.0
     assert found.powered == ("fine-tuned",)
+    assert found.excess == pytest.approx(1.0)
+    assert place(one, 0.2).excess == pytest.approx(0.0)
     assert found.kinds["far"].found == 12
     assert found.p_related == pytest.approx(13 / 25)
     assert place(one, 0.1).p_related == pytest.approx(1 / 25)

@@ -80,10 +80,11 @@ def test_another_method_outside_its_unrelated_band_forbids_unrelated():
     """A model whose attention was replaced: the operators are a stranger's, neurons and embedding are not."""
     match = method("phi-match")
     known = covering(np.linspace(0, 0.2, 104), {"fine-tuned": np.linspace(0.8, 0.9, 24)}, ALIGNED, match)
-    assert decided(aligned(0.1), (match, Outcome(0.1, "neurons")), known=known).verdict == "unrelated"
-    found = decided(aligned(0.1), (match, Outcome(0.3, "neurons")), known=known)
+    for stranger in (0.1, 0.21):  # a hair above the 104 pairs is no sign of a graft
+        assert decided(aligned(0.1), (match, Outcome(stranger, "neurons")), known=known).verdict == "unrelated"
+    found = decided(aligned(0.1), (match, Outcome(0.4, "neurons")), known=known)
     assert found.verdict == "undecided"
-    assert "fewer than 1 in 100 unrelated pairs are so close by phi-match" in found.why
+    assert "unrelated pairs are not nearly as close by phi-match" in found.why
 
 
 def test_overlapping_bands_are_undecided():

@@ -140,6 +140,8 @@ class Place:
         p_value: Rank p-value, at least 1 / (n + 1).
         threshold: What a value must exceed for p to be at most the level, None when n is too small for it.
         kinds: Known derivatives by kind.
+        excess: How far the value lies beyond the threshold: 0 on it, 1 at the median derivative of the kinds that are
+            found; None without them.
     """
 
     calibration: str
@@ -150,6 +152,7 @@ class Place:
     p_value: float
     threshold: float | None
     kinds: Mapping[str, KindPlace] = field(default_factory=dict)
+    excess: float | None = None
 
     @property
     def percentile(self) -> float:
@@ -217,7 +220,8 @@ class Calibration:
         bar = _bar(unrelated, level)
         kinds = {} if bar is None else {k: _kind(d, sign, mine, bar) for k, d in scores.derived.items()}
         threshold = None if bar is None or not np.isfinite(bar) else float(sign * bar)
-        return Place(self.id, condition.name, 2 * n, n, exceeding, (1 + exceeding) / (n + 1), threshold, kinds)
+        excess = None if threshold is None else _excess(scores, kinds, sign, mine, sign * threshold)
+        return Place(self.id, condition.name, 2 * n, n, exceeding, (1 + exceeding) / (n + 1), threshold, kinds, excess)
 
 
 def _closeness(values: tuple[float | None, ...], sign: float) -> Doubles:
@@ -236,6 +240,12 @@ def _bar(unrelated: Doubles, level: float) -> float | None:
 def _kind(derived: Derived, sign: float, mine: float, bar: float) -> KindPlace:
     values = _closeness(derived.values, sign)
     return KindPlace(values.size, int((values > bar).sum()), (1 + int((values <= mine).sum())) / (values.size + 1))
+
+
+def _excess(scores: Scores, kinds: Mapping[str, KindPlace], sign: float, mine: float, bar: float) -> float | None:
+    found = [_closeness(scores.derived[kind].values, sign) for kind, place in kinds.items() if place.powered]
+    typical = float(np.median(np.concatenate(found))) if found else -np.inf
+    return float((mine - bar) / (typical - bar)) if typical > bar else None
 
 
 @cache

@@ -10,7 +10,7 @@ keeps alpha. Outside every calibrated class only exact p-values and bounds decid
 
     related     p <= alpha, and the value looks like that of a known derivative (rank) or has a size that matters (exact)
     unrelated   by `aligned-operators` only, which finds every known kind with power 0.9: p > alpha, its value lies below
-                the known derivatives of every kind, and no other calibrated method that finds any kind has p <= alpha
+                the known derivatives of every kind, and no other calibrated method sees a tenth of a derivative
     undecided   everything else
 """
 
@@ -24,6 +24,7 @@ PRIMARY = ("aligned-operators", "head-spectra")
 PRIMARY_SHARE = 0.98
 ALPHA_RELATED = 0.05  # a value below 95 % of the derivatives of every kind does not look like any of them
 DECIDING = ("exact", "bound")
+TENTH = 0.1  # of the way from the unrelated band to the median derivative; it only ever forbids a verdict
 NEGATIVE = PRIMARY[0]  # the other one is blind to long training, so its silence says little
 
 
@@ -116,8 +117,9 @@ def _alone(e: Evidence, alpha: float) -> str:
 
 
 def _speaks_against(e: Evidence, alpha: float) -> bool:
-    """Whether a method that finds some kind of derivative sees more than unrelated models show."""
-    return e.place is not None and bool(e.place.powered) and e.place.p_value <= alpha
+    """Whether a method that finds some kind of derivative sees clearly more than unrelated models show."""
+    place = e.place
+    return place is not None and place.p_value <= alpha and place.excess is not None and place.excess >= TENTH
 
 
 def _kinds(primary: Evidence | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -133,7 +135,7 @@ def _related(evidence: Sequence[Evidence], found: tuple[str, ...], alpha: float)
     for e in (e for e in evidence if e.name in found):
         rate = "" if e.p_kind in DECIDING or e.place is None else f", {_rate(e)}"
         parts.append(f"{e.name} p = {e.p_value:.2g} ({e.p_kind}{rate})")
-    return f"p at most {alpha:.2g} after correction: {', '.join(parts)}"
+    return f"after correction p is at most {alpha:.2g}: {', '.join(parts)}"
 
 
 def _rate(e: Evidence) -> str:
@@ -166,7 +168,7 @@ def _undecided(
     if primary.place.p_related is None:
         return f"{primary.name} finds no known kind of derivative in this class with power 0.9"
     if against:
-        return f"{primary.name} sees strangers, but fewer than 1 in 100 unrelated pairs are so close by {', '.join(against)}"
+        return f"{primary.name} sees strangers, but unrelated pairs are not nearly as close by {', '.join(against)}"
     if not _below_all_kinds(primary):
         return f"{primary.name} lies between unrelated models and known derivatives"
     return (

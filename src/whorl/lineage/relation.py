@@ -272,7 +272,7 @@ def _operators(cosines: Sequence[LayerCosine], raw: str) -> Fact:
     numbers: dict[str, float | int | str] = {
         "smallest_cosine": min(values), "median_cosine": float(np.median(values)), "n_layers": len(values)
     }  # fmt: skip
-    why = f"{raw}, while the operators of {len(values)} layers agree with cosine {min(values):.5f} or more"
+    why = f"{raw}, while the operators of {len(values)} layers agree with a cosine above {min(values) - 1e-4:.4f}"
     return Fact("disguised copy" if copy else "derived, disguised", True, why, numbers)
 
 

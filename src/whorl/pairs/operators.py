@@ -118,6 +118,9 @@ def flattened(left: Floats, right: Floats) -> HeadOperators:
     Args:
         left: (H, r, d).
         right: (G, r, d), G divides H; head h uses group h G // H.
+
+    Raises:
+        NotComparable: values that are not finite in float64 products, or so small that their inverse is not.
     """
     repeat = len(left) // len(right)
     (root_l, inverse_l), (root_r, inverse_r) = (_roots(x) for x in (left, right))
@@ -126,8 +129,11 @@ def flattened(left: Floats, right: Floats) -> HeadOperators:
     kept = (s > KEPT * s[:, :1]) & (s > 0)
     scale = (kept / np.maximum(kept.sum(axis=1, keepdims=True), 1) ** 0.25)[:, :, None]  # (H, r, 1)
     kind = np.result_type(left.dtype, np.float32)
-    to_left = (scale * (u.transpose(0, 2, 1) @ inverse_l)).astype(kind)
-    to_right = (scale * (vt @ inverse_r)).astype(kind)
+    with np.errstate(over="ignore"):  # looked at in the next line
+        to_left = (scale * (u.transpose(0, 2, 1) @ inverse_l)).astype(kind)
+        to_right = (scale * (vt @ inverse_r)).astype(kind)
+    if not (np.isfinite(to_left).all() and np.isfinite(to_right).all()):
+        raise NotComparable("degenerate: attention weights are too small to be brought to one size")
     return HeadOperators(to_left @ left, _grouped(to_right, right, repeat), s)
 
 

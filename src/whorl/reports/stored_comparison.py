@@ -35,6 +35,7 @@ class StoredPlace(Strict):
     pairs_at_least_as_close: Count
     p_value: PValue
     threshold: FiniteFloat | None
+    excess: FiniteFloat | None
     kinds: dict[Text, StoredKind]
     percentile: Percent
     p_related: PValue | None
@@ -56,6 +57,7 @@ class StoredTest(Strict):
     kind: Literal["exact", "bound", "monte-carlo", "rank", "nominal"]
     null: Text
     size: Count | None
+    effect: Share | None
 
 
 class StoredEvidence(Strict):
