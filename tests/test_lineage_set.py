@@ -37,7 +37,12 @@ def family():
 @pytest.fixture(scope="module")
 def edits(family, tmp_path_factory):
     out = tmp_path_factory.mktemp("edits")
-    names = {"tuned": "base-0-topics", "other": "base-0-code", "long": "base-0-topics-code", "lora": "base-0-topics-code"}
+    names = {
+        "tuned": "base-0-topics",
+        "other": "base-0-code",
+        "long": "base-0-topics-code",
+        "lora": "base-0-topics-code",
+    }
     children = {key: family / name for key, name in names.items()}
     return (family / "base-0", children), out, edits_of(family / "base-0", out, 5, children)
 

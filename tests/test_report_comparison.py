@@ -235,7 +235,9 @@ def test_hostile_words_of_every_new_field_are_escaped(related, tmp_path):
     data["facts"][1] |= {"relation": HOSTILE, "numbers": {HOSTILE: HOSTILE}}
     data["calibration"] |= {"id": HOSTILE, "condition": HOSTILE}
     data["direction"]["evidence"] = HOSTILE
-    data["evidence"][1]["tests"] = [{"p_value": 0.5, "kind": "monte-carlo", "null": HOSTILE, "size": 99}]
+    data["evidence"][1]["tests"] = [
+        {"p_value": 0.5, "kind": "monte-carlo", "null": HOSTILE, "size": 99, "effect": None}
+    ]
     place = data["evidence"][1]["place"]
     place["kinds"][HOSTILE], place["powered"] = {"n": 3, "found": 1, "p_value": 0.5}, [HOSTILE]
     saved = tmp_path / "hostile.json"

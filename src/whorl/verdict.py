@@ -171,6 +171,6 @@ def _undecided(
         return f"{primary.name} sees strangers, but unrelated pairs are not nearly as close by {', '.join(against)}"
     if not _below_all_kinds(primary):
         return f"{primary.name} lies between unrelated models and known derivatives"
-    return (
-        f"{primary.name} alone cannot exclude a common origin: it misses {', '.join(_kinds(primary)[1]) or 'too much'}"
-    )
+    if primary.name != NEGATIVE:
+        return f"{primary.name} cannot exclude a common origin: it is blind to long training; the weights of both are needed"
+    return f"{primary.name} cannot exclude a common origin: it misses {', '.join(_kinds(primary)[1])}"

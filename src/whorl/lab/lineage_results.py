@@ -101,12 +101,12 @@ def expected_relations() -> Mapping[str, Sequence[str]]:
         "derived, disguised": ("merged-disguised", "tuned-disguised", "lora-disguised"),
         "pruned": ("pruned-60", "pruned-2-4", *_pruned("", "tuned-", "long-")),
         "requantised": ("int8", "int4", "gguf"),
-        "cast": ("bf16", "f32"),
         "layers-dropped": ("dropped", "tuned-dropped", "long-dropped"),
         "layers-duplicated": ("duplicated",),
         "layers-inserted": ("inserted",),
     }
-    return {kind: (name,) for name, kinds in groups.items() for kind in kinds}
+    casts = dict.fromkeys(("bf16", "f32"), ("identical", "cast"))  # equal values, the coarser type decides
+    return {**{kind: (name,) for name, kinds in groups.items() for kind in kinds}, **casts}
 
 
 def _pruned(*prefixes: str) -> list[str]:

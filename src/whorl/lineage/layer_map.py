@@ -63,22 +63,19 @@ class LayerMatch:
         return bool((steps >= 0).all())
 
 
-def match_layers(
-    a: CanonicalModel, b: CanonicalModel, columns: Columns | None = None, given: LayerMap | None = None
-) -> LayerMatch:
+def match_layers(a: CanonicalModel, b: CanonicalModel, columns: Columns | None = None) -> LayerMatch:
     """The path through the layers: monotone where that explains the models, else with layers used again or reordered.
 
     Args:
         a: One model.
         b: The other.
         columns: Residual coordinates that correspond, when the widths differ.
-        given: A path found otherwise; it is kept, and its scores are measured.
 
     Raises:
         NotComparable: no role has a shape in common.
     """
     scores = layer_scores(a, b, columns)
-    pairs = given if given is not None else _path(scores)
+    pairs = _path(scores)
     values = [scores[i, j] for i, j in pairs if i is not None and j is not None]
     return LayerMatch(pairs, scores, float(np.median(values)) if values else 0.0)
 

@@ -69,7 +69,8 @@ def find_relation(
     Args:
         a: One model, open.
         b: The other.
-        alignment_path: Layers that correspond, when another method has found them; else they are matched here.
+        alignment_path: Layers that correspond, as another method has found them; used where raw tensors do not correspond,
+            and only there: a monotone path cannot show layers that are used twice.
         frame_exact_hint: True or False when it is known whether raw tensors correspond; None to find out.
         aligned: (layer of A, layer of B, cosine of their operators in a common frame), for disguised pairs.
 
@@ -81,7 +82,7 @@ def find_relation(
         return _exact(a, b, exact.relation, exact.why)
     given = alignment_path.pairs if isinstance(alignment_path, LayerPath) else alignment_path
     columns = _columns(a, b) if frame_exact_hint is not False else None
-    match = _match(a, b, columns, given) if frame_exact_hint is not False else None
+    match = _match(a, b, columns) if frame_exact_hint is not False else None
     if match is None or (match.median < MIN_MATCH and not frame_exact_hint):
         return _disguised(a, b, given, aligned)
     return _in_exact_frame(a, b, match, columns, aligned)
@@ -121,12 +122,12 @@ def _columns(a: CanonicalModel, b: CanonicalModel) -> Columns | None:
     return match_columns(a, b) if a.shape.d_model != b.shape.d_model else None
 
 
-def _match(a: CanonicalModel, b: CanonicalModel, columns: Columns | None, given: LayerMap | None) -> LayerMatch | None:
+def _match(a: CanonicalModel, b: CanonicalModel, columns: Columns | None) -> LayerMatch | None:
     """The layers by raw weights; None where no tensors have equal shapes."""
     if columns is not None and not columns.subset.holds:
         return None
     try:
-        return match_layers(a, b, columns, given)
+        return match_layers(a, b, columns)
     except NotComparable:
         return None
 
@@ -272,7 +273,8 @@ def _operators(cosines: Sequence[LayerCosine], raw: str) -> Fact:
     numbers: dict[str, float | int | str] = {
         "smallest_cosine": min(values), "median_cosine": float(np.median(values)), "n_layers": len(values)
     }  # fmt: skip
-    why = f"{raw}, while the operators of {len(values)} layers agree with a cosine above {min(values) - 1e-4:.4f}"
+    lowest = np.floor(min(values) * 1e4) / 1e4
+    why = f"{raw}, while the operators of {len(values)} layers agree with cosine {lowest:.4f} or more"
     return Fact("disguised copy" if copy else "derived, disguised", True, why, numbers)
 
 
