@@ -72,7 +72,7 @@ def items(folder: Path, roots: Sequence[str], kinds: Sequence[str], apart: Seque
 
 def method_texts() -> tuple[str, ...]:
     """Every registered method, then the baselines."""
-    return (*(m.canonical_name for m in resolve(None)), *(m.canonical_name for m in resolve(BASELINES)))
+    return tuple(m.canonical_name for m in resolve([*resolve(None), *resolve(BASELINES)]))
 
 
 def run(folder: Path, pairs: Sequence[Item], progress: Progress = silent) -> dict[str, Row]:

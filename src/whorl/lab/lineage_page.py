@@ -197,7 +197,7 @@ def _edits(study: Study) -> str:
         "## Which method lives through which edit\n\n"
         "Value of a fine-tuned child against its root after the edit, the lowest of three lineages; **bold** where it is no\n"
         "further from the root than the closest unrelated pair is: there the method is dead. Edits as in `whorl attack --kind\n"
-        f"disguise --edits`; V2 renames every token, `none` is the child itself.\n\n{_table(head, rows)}"
+        f"disguise --edits`; V2 renames every token, L1 inserts a layer that does nothing.\n\n{_table(head, rows)}"
     )
 
 
@@ -248,7 +248,8 @@ def _strangers(study: Study) -> str:
 def _short(name: str) -> str:
     """Canonical name; the parameters only for baselines, which differ from a method by them."""
     short, _, parameters = name.partition("@")
-    return f"{short}({parameters.partition('(')[2]}" if _is_baseline(name) and "(" in parameters else short
+    inside = parameters.partition("(")[2].removesuffix(")")
+    return f"{short}({inside})" if _is_baseline(name) and inside else short
 
 
 def _is_baseline(name: str) -> bool:
