@@ -50,7 +50,7 @@ def test_a_fine_tune_of_a_real_model_compares_with_its_base(tmp_path):
     assert trained.loss_after < trained.loss_before - 0.3
     result = whorl.compare(str(LLAMA), str(tuned))
     values = {e.method.partition("@")[0]: e.value for e in result.evidence}
-    assert result.verdict == "undecided"
-    assert "no calibration covers models of this shape" in result.why
+    assert (result.verdict, result.decision.decided_by) == ("related", ("phi-u", "frame-p")), "outside every class"
+    assert result.relation == "fine-tuned"
     assert values["head-spectra"] > 0.8
     assert values["std-vector"] > 0.99
