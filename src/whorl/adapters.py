@@ -176,10 +176,8 @@ class _Found:
 
     @property
     def n_fixed(self) -> int:
-        """Terms whose best partner stands in their own place."""
-        return sum(
-            int((assign(-np.abs(t.products))[1] == np.arange(len(t.products))).sum()) for t in self.terms.values()
-        )
+        """Terms whose best partner, by |cosine|, stands in their own place."""
+        return sum(int((assign(-t.cosines)[1] == np.arange(len(t.cosines))).sum()) for t in self.terms.values())
 
     @property
     def ordered(self) -> bool:

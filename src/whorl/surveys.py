@@ -192,7 +192,7 @@ def survey(
     A refused model does not stop the others: it is listed in `skipped`.
     """
     check_alpha(alpha)
-    named = _named(refs)
+    named = named_refs(refs)
     if len(named) < 2:
         raise UsageError("A survey needs at least two models.")
     bases = {name: ref[0] if isinstance(ref, tuple) else ref for name, ref in named.items()}
@@ -205,7 +205,7 @@ def survey(
             try:
                 sides[name] = open_side(ref, chosen, adapters.get(name), offline, progress, stack)
             except (InputRefused, RemoteError, NotComparable) as error:
-                skipped.append(_skipped(name, named[name], error))
+                skipped.append(skipped_model(name, named[name], error))
         comparisons = tuple(_compared(tuple(sides.values()), chosen, alpha, progress))
     return collect({n: s.fingerprint for n, s in sides.items()}, comparisons, chosen, alpha, tuple(skipped))
 
@@ -223,7 +223,7 @@ def collect(
     return Survey(names, tuple(fingerprints.values()), comparisons, tables, alpha, skipped)
 
 
-def _named(refs: Sequence[Ref] | Mapping[str, Ref]) -> dict[str, Ref]:
+def named_refs(refs: Sequence[Ref] | Mapping[str, Ref]) -> dict[str, Ref]:
     """References by name: the mapping's own, else the last part of each, or all of it where that is not unique."""
     if isinstance(refs, str):
         raise UsageError("A survey needs a list of models, not one text.")
@@ -245,7 +245,8 @@ def _typed(ref: Ref) -> str:
     return ref if isinstance(ref, str) else "+".join(ref)
 
 
-def _skipped(name: str, ref: Ref, error: WhorlError) -> Skipped:
+def skipped_model(name: str, ref: Ref, error: WhorlError) -> Skipped:
+    """What a survey or a tree says of a model that was refused."""
     return Skipped(name, _typed(ref), type(error).__name__, str(error))
 
 

@@ -29,7 +29,7 @@ from whorl.method import Method
 from whorl.progress import Progress, silent
 from whorl.registry import method_names, resolve
 from whorl.sides import Side, open_side
-from whorl.surveys import Ref, Skipped, _named, _skipped
+from whorl.surveys import Ref, Skipped, named_refs, skipped_model
 
 SCHEMA = 1
 FDR = 0.05
@@ -176,7 +176,7 @@ def tree(
     check_alpha(alpha)
     if not 0 < fdr < 1:
         raise UsageError(f"fdr is a share between 0 and 1, not {fdr}.")
-    named = _named(refs)
+    named = named_refs(refs)
     if len(named) < 2:
         raise UsageError("A tree needs at least two models.")
     chosen = resolve([m for m in DECIDING if m in method_names()] if methods is None else methods)
@@ -236,7 +236,7 @@ def _open(
         try:
             sides[name] = open_side(base, methods, adapter, offline, progress, stack)
         except (InputRefused, RemoteError, NotComparable) as error:
-            skipped.append(_skipped(name, ref, error))
+            skipped.append(skipped_model(name, ref, error))
     return sides, tuple(skipped)
 
 

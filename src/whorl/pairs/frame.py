@@ -112,10 +112,12 @@ class _Ladder:
         return _of_tokens(found, 1, f"{found.n_tokens} tokens with equal strings{few}")
 
     def invariants(self) -> Frame:
+        """Rung 2."""
         found = token_invariant_frame(self.a, self.b, self.aligned, self.seed)
         return _of_tokens(found, 2, f"{found.n_tokens} tokens matched by invariants of their embedding rows")
 
     def operators(self) -> Frame:
+        """Rung 3."""
         if len(self.aligned) < 2:
             raise NotComparable(f"{len(self.aligned)} aligned layers: none is left to score when one is fitted")
         fitted = self.aligned[::2]

@@ -59,6 +59,7 @@ class _Run:
             self.refused = str(reason)
 
     def observe(self, layer: MatchedLayer) -> None:
+        """Show one layer, unless the method gave up."""
         if self.refused is not None:
             return
         try:
@@ -67,6 +68,7 @@ class _Run:
             self.refused = str(reason)
 
     def outcome(self, pair: Pair) -> Outcome | str:
+        """The outcome, or why there is none."""
         if self.refused is None:
             try:
                 return self.method.conclude(pair, self.observed)
