@@ -30,6 +30,9 @@ MAX_DIGITS = 20
 MAX_DIGITS_PYTHON = 400  # a float printed as a whole number has up to 309
 MAX_FINGERPRINT_BYTES = 50 * MB
 
+# endpoints
+MAX_ANSWER = 4 * MB  # 1000 tokens with 20 alternatives each are about 2 MB
+
 # repositories and folders
 MAX_SHARDS = 10_000
 MAX_FILE_NAME_BYTES = 255  # of ext4, APFS and NTFS
@@ -43,6 +46,10 @@ MAX_LAYERS = 10_000
 MAX_HEADS = 100_000
 MAX_EXPERTS = 100_000
 MAX_CONFIG_TEXT_CHARACTERS = 10_000
+
+# transcripts and texts to make prompts of
+MAX_TRANSCRIPT_LINE = 1 * MB  # also of one row of an imported file
+MAX_ROWS = 10_000_000  # in one file
 
 # reading
 READ_BLOCK = 1024 * 1024  # stays in the cache between the read and the conversion

@@ -1,10 +1,12 @@
 """`whorl lab`: controlled small runs."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from whorl.cli import exit_codes
 from whorl.cli.options import QuietOption
 from whorl.cli.sink import Sink
 
@@ -111,3 +113,55 @@ def calibrate(
         for s in list(c.scores.values())[:1]
     ]
     sink.table(found.id, ("condition", "unrelated pairs", "derivatives"), rows)
+
+
+@app.command("natural-fingerprints")
+def natural_fingerprints(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings (JSON); default: those of docs/lab.md.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; goes on where it stopped.")] = Path(
+        "runs/natural"
+    ),
+    page: Annotated[Path | None, typer.Option("--page", help="Write the results page (Markdown) here.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Write the plot (SVG) here.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a report (HTML) here.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu: a model a core; cuda: models stacked.")] = "cpu",
+    as_it_is: Annotated[
+        bool, typer.Option("--as-it-is", help="Train and sample nothing more; measure what is there.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Which part of training leaves a natural fingerprint? The experiment of arXiv 2504.14871 with its controls.
+
+    Trains 57 models on the same windows, samples and classifies their texts. Hours on a CPU; every finished model, answer
+    and measurement is kept.
+
+    \b
+    whorl lab natural-fingerprints --out runs/natural
+    whorl lab natural-fingerprints --config settings.json --out runs/own-text --html natural.html
+    whorl lab natural-fingerprints --as-it-is --page natural-fingerprints.md
+    """
+    from whorl._atomic import write_text
+    from whorl.lab.natural.config import Experiment, load
+    from whorl.lab.natural.html import forests
+    from whorl.lab.natural.html import write as write_report
+    from whorl.lab.natural.page import page as write_page
+    from whorl.lab.natural.run import run
+
+    sink = Sink(quiet=quiet)
+    experiment = Experiment() if config is None else load(config)
+    with sink.progress() as progress:
+        results = run(experiment, out, device=device, as_it_is=as_it_is, progress=progress)
+    results.save(out / "results.json")
+    if picture is not None:
+        write_text(picture, forests(results, alone=True)[0])
+    address = None if picture is None else os.path.relpath(picture, page.parent if page else out).replace(os.sep, "/")
+    text = write_page(results, address)
+    if page is not None:
+        write_text(page, text)
+    if html is not None:
+        write_report(results, html)
+    sink.line(str(page or html or out / "results.json") if quiet else text)
+    if results.missing:
+        raise typer.Exit(exit_codes.UNDECIDED)

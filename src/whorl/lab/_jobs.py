@@ -33,7 +33,7 @@ def run_jobs(
     missing = [key for key in keys if key not in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     progress(what, len(keys) - len(missing), len(keys))
-    with path.open("a", encoding="utf-8") as file, ProcessPoolExecutor(n_cores(), initializer=_one_thread) as pool:
+    with path.open("a", encoding="utf-8") as file, ProcessPoolExecutor(n_cores(), initializer=one_thread) as pool:
         for done in as_completed({pool.submit(_keyed, work, key) for key in missing}):
             row = done.result()
             rows[row["key"]] = row
@@ -72,7 +72,7 @@ def _keyed(work: Callable[[str], Row], key: str) -> Row:
     return {"key": key, **work(key)}
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     """Each worker has a core of its own; the variable is read when a library of threads is first loaded."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from threadpoolctl import threadpool_limits

@@ -118,10 +118,10 @@ def laboratory(n_threads: int, seed: int) -> Iterator[None]:
 
 def new_model(size: ModelSize) -> Any:
     """A model of a size with random weights, drawn from torch's global state."""
-    return _model_class(size.family)(_gpt2_config(size) if size.family == "gpt2" else _llama_config(size))
+    return _model_class(size.family)(_gpt2_config(size) if size.family == "gpt2" else llama_config(size))
 
 
-def _llama_config(size: ModelSize) -> Any:
+def llama_config(size: ModelSize) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -235,7 +235,12 @@ def _model_of(tensors: Tensors, config: Mapping[str, Any], name: str) -> Any:
 
 
 def config_dict(model: Any) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
+    return config_dict_of(model.config)
+
+
+def config_dict_of(config: Any) -> dict[str, Any]:
+    """The `config.json` of a configuration of transformers."""
+    value: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
     value.pop("_name_or_path", None)
     return {key: item for key, item in value.items() if item is not None}
 
