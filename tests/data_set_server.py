@@ -27,7 +27,7 @@ class DataSet:
         files: Content by path.
         refs: Commit by further revision; "main" is always there.
         commit: Commit of "main".
-        broken: Whether every request of a file is answered by status 500.
+        broken: Whether every request of a data file is answered by status 403.
     """
 
     files: dict
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         if repo.broken:
-            self._send(500, b"")
+            self._send(403, b"")
             return
         content = repo.files[file]
         headers = {"ETag": f'"{commit_of(file)}"', "X-Repo-Commit": repo.commit}

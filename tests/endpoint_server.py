@@ -188,6 +188,14 @@ def _redirect_away(handler, n_before):
     return True
 
 
+def _stuck(handler, n_before):
+    """The first request is to wait an hour, all others have the wrong key."""
+    if n_before:
+        time.sleep(0.3)
+        return BEFORE["denied"](handler, n_before)
+    return _later(429, 1, Retry_After="3600")(handler, n_before)
+
+
 def _slow(handler, n_before):
     handler.site.closing.wait(10)
     return True
@@ -280,6 +288,7 @@ BEFORE = {  # faults in place of an answer: (handler, requests before this one) 
     "shape": _status(200, b'{"choices": 7}'),
     "error-200": _status(200, b'{"error": {"message": "upstream failed"}}'),
     "no-choices": _status(200, b'{"choices": []}'),
+    "stuck": _stuck,
     "slow": _slow,
     "drip": _drip,
     "huge": _huge,
@@ -295,6 +304,7 @@ AFTER = {  # faults in an answer: (answer, handler), changed in place
     "filter": _choice(finish_reason="content_filter"),
     "tools": _choice(finish_reason="tool_calls"),
     "refusal": _choice(message={"role": "assistant", "content": None, "refusal": "I cannot help with that."}),
+    "other-route": lambda answer, handler: answer["choices"][0].pop("text"),
     "surrogate": _choice(text="\ud83d"),
     "no-logprobs": _choice(logprobs=None),
     "odd-logprobs": _choice(logprobs=[1, 2]),
@@ -353,6 +363,7 @@ class EndpointServer:
         return [body["prompt"] for _, _, body in self.log]
 
     def __enter__(self):
+        _model()  # here: loading is not safe between threads
         self._thread.start()
         return self
 
@@ -372,6 +383,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
+        if self.site.closing.is_set():  # a kept connection outlives the server otherwise
+            self.close_connection = True
+            return
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = self.path.partition("/v1/")[0].strip("/")
         with self.site.lock:

@@ -3,7 +3,13 @@
 from whorl.lab.natural.config import FACTORS, Experiment
 from whorl.lab.natural.measure import ABLATIONS, CLASSIFIERS, HEADLINE
 
-EXPERIMENT = Experiment(windows=64, prompts=20, control_prompts=20, unconditional=0, vocabulary=300, window_tokens=32)
+
+def experiment(folder):
+    """Settings over a small text of its own, 60 paragraphs of distinct beginnings."""
+    path = folder / "text.txt"
+    path.write_text("\n\n".join(f"Number {i} is {i * 7919} of {i * 104729}, and so on. " * 60 for i in range(60)))
+    sizes = {"vocabulary": 300, "window_tokens": 32, "windows": 64}
+    return Experiment(text=str(path), prompts=20, control_prompts=20, unconditional=0, **sizes)
 
 
 def row(accuracy, half=0.015, n_texts=3_072):

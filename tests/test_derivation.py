@@ -6,13 +6,13 @@ import pickle
 
 import pytest
 
-from derivation_cases import DRAWN, V, family, planted, records, source
+from derivation_cases import family, planted, records, source
 from whorl.derivation.derivation import derivation_test
 from whorl.derivation.screening import screen
 from whorl.errors import NotEnoughEvidence, UsageError
 from whorl.transcripts.record import UNKNOWN_DECODING, ModelId, Template
 
-GENES = {"n_prompts": 30, "n_genes": 25, "n_draws": 6}
+GENES = {"n_prompts": 30, "n_genes": 40, "n_draws": 8}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_other_scores_may_be_missing_but_say_so(case):
 
 
 def test_what_cannot_be_scored_is_undecided_with_no_number(case, stranger):
-    a, _, controls = case
+    a = case[0]
     results = [
         derivation_test(*case, score="alleles"),
         derivation_test(a, stranger, {}),
@@ -179,9 +179,7 @@ def test_one_model_in_two_places_is_refused_by_name(case):
         derivation_test(a, a, controls)
     with pytest.raises(UsageError, match="as suspect 'thief/child' and as control 'again'"):
         derivation_test(a, b, controls | {"again": b})
-    with pytest.raises(
-        UsageError, match="as planted 'known' and as control 'other/m0'|as control 'other/m0' and as planted"
-    ):
+    with pytest.raises(UsageError, match="as planted 'known' and as control 'other/m0'"):
         derivation_test(a, b, controls, planted={"known": controls["other/m0"]})
     weights = "ab" * 32
     twice = {
@@ -276,7 +274,7 @@ def test_the_result_is_plain_json_the_same_for_the_same_seed(case, tmp_path):
     assert "A -> B from B -> A" in saved["does_not_show"][0]
     assert [m["role"] for m in saved["members"]] == ["reference", "suspect", "planted", "planted"] + ["control"] * 19
     assert saved["members"][2]["found"] is True
-    assert pickle.loads(pickle.dumps(first)) == first
+    assert pickle.loads(pickle.dumps(first)) == first  # noqa: S301 - our own bytes
     assert "related" in repr(first)
 
 
@@ -312,9 +310,3 @@ def test_screening_refuses_one_candidate_twice(case):
         screen({"one": a, "two": a}, b, controls)
     with pytest.raises(UsageError, match="at least one candidate"):
         screen({}, b, controls)
-
-
-def test_the_sources_are_what_they_should_be():
-    base = source("lab/base", 100)
-    assert base.logits.shape == (2, V, V)
-    assert DRAWN.known

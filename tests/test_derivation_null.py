@@ -1,5 +1,7 @@
 """Error rates of the test of derivation under its own nulls, and golden values of its parts."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -121,7 +123,7 @@ def test_more_agreement_gives_smaller_p_at_every_level():
     controls = (rng.random((200, 19)) < 0.3).astype(float)
     better = np.concatenate([np.where(np.arange(200)[:, None] < k, 1.0, base) for k in (0, 40, 80, 120)], axis=1)
     found = levels(better, controls, names(range(200)), names(range(19)), delta=0.02, b=999, seed=0)
-    for low, high in zip(found, found[1:], strict=False):
+    for low, high in pairwise(found):
         assert high.p_prompt <= low.p_prompt
         assert high.p_model <= low.p_model
         assert high.effect > low.effect

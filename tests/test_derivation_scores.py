@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from whorl.derivation.agreement import agreement, first_characters, first_word
+from whorl.derivation.agreement import BEGINNINGS, agreement, first_characters
 from whorl.derivation.alleles import allele_distance, allele_similarity, by_prompt, homologous
 from whorl.errors import NotComparable
 
@@ -19,21 +19,24 @@ from whorl.errors import NotComparable
         ("", "", ""),
         ("a", "a", "a"),
         ("東京 is", "東京", "東京 i"),
-        ("don't stop", "don't", "don'"),
+        ("Yes, it is", "Yes", "Yes,"),
+        ("internationalise", "internat", "inte"),
     ],
 )
 def test_beginnings(text, word, four):
-    assert first_word(text) == word
+    assert BEGINNINGS["first-word"](text) == word
     assert first_characters(text) == four
 
 
 def test_agreement_is_by_prompt_and_model():
-    found = agreement(["yes it", "no", "May be"], [[" yes", "no way", "may be"], ["yes", "yes", "yes"]], first_word)
+    found = agreement(
+        ["yes it", "no", "May be"], [[" yes", "no way", "may be"], ["yes", "yes", "yes"]], BEGINNINGS["first-word"]
+    )
     assert found.tolist() == [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
 
 
 def test_empty_answers_agree_with_nothing():
-    assert agreement(["", "  ", "x"], [["", "", "x"]], first_word).tolist() == [[0.0], [0.0], [1.0]]
+    assert agreement(["", "  ", "x"], [["", "", "x"]], first_characters).tolist() == [[0.0], [0.0], [1.0]]
 
 
 def test_golden_alleles():

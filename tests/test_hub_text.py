@@ -12,9 +12,9 @@ import pytest
 
 from data_set_server import DataSet, DataSetServer
 from hub_server import commit_of
-from whorl.errors import UsageError
+from whorl.errors import UnsafeFile, UsageError
 from whorl.lab.corpus import MAX_CHARACTERS
-from whorl.lab.hub_text import Place, hub_corpus, parse_place
+from whorl.lab.hub_text import Place, _checked_files, hub_corpus, parse_place
 
 needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra text")
 DOCUMENTS = [f"Document {i} says that {i} plus {i} is {2 * i}, and a little more." for i in range(40)]
@@ -85,8 +85,12 @@ def read(hub, tmp_path_factory):
     """A question to a worker whose Hub is the server of the tests."""
     home = tmp_path_factory.mktemp("hub-home")
     env = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    (home / "local" / "folder").mkdir(parents=True)
+    (home / "local" / "folder" / "train.jsonl").write_bytes(json_lines(ROWS[::-1]))
     worker = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("data_set_server.py"))]
-    with subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=home
+    ) as process:
 
         def ask(name):
             process.stdin.write(json.dumps(name) + "\n")
@@ -166,17 +170,35 @@ def test_data_sets_that_are_no_texts_are_refused(hub, read, name, files, error, 
 
 
 @needs_datasets
-@pytest.mark.parametrize("where", ["local", "elsewhere"])
+@pytest.mark.parametrize("where", ["local", "above", "other", "web"])
 def test_a_card_that_leads_outside_its_repository_is_refused(hub, read, tmp_path, where):
     secret = tmp_path / "secret.jsonl"
     secret.write_bytes(json_lines(ROWS))
     hub.repos["org/other"] = DataSet({"train.jsonl": json_lines(ROWS)})
-    files = {"local": str(secret), "elsewhere": f"hf://datasets/org/other@{commit_of('main')}/train.jsonl"}
+    files = {
+        "local": str(secret),
+        "above": "../other/train.jsonl",
+        "other": f"hf://datasets/org/other@{commit_of('main')}/train.jsonl",
+        "web": f"{hub.endpoint}/datasets/org/other/resolve/main/train.jsonl",
+    }
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {files[where]}\n---\n"
-    hub.repos[f"org/{where}"] = DataSet({"README.md": card.encode(), "train.jsonl": json_lines(ROWS)})
-    found = read(f"org/{where}")
-    assert found.get("error") == "UnsafeFile"
-    assert "its card leads to" in found["message"]
+    hub.repos[f"org/leads-{where}"] = DataSet({"README.md": card.encode(), "train.jsonl": json_lines(ROWS)})
+    found = read(f"org/leads-{where}")  # newer libraries refuse by themselves, in other words
+    assert found.get("error") in {"UnsafeFile", "UsageError", "UnsupportedFile"}
+
+
+def test_files_outside_the_repository_are_refused_whatever_the_library_says(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "a.jsonl").write_bytes(json_lines(ROWS))
+    builder = datasets.load_dataset_builder("json", data_files=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path))
+    with pytest.raises(UnsafeFile, match="Refused data set 'org/name': its card leads to"):
+        _checked_files(builder, "org/name", commit_of("main"))
+
+
+@needs_datasets
+def test_a_local_folder_of_the_same_name_is_not_read_instead(hub, read):
+    hub.repos["local/folder"] = DataSet({"train.jsonl": json_lines(ROWS)})
+    assert "'local/folder' is also a local folder" in read("local/folder")["message"]
 
 
 @needs_datasets

@@ -25,8 +25,10 @@ def judged(tmp_path):
     folder.mkdir(parents=True)
     (folder / RECORD_NAME).write_text(Record("pretrained", (), {"loss": 2.0}, 0).to_json())
 
+    experiment = natural_rows.experiment(tmp_path)
+
     def judge(rows=None, **options):
-        return results(natural_rows.EXPERIMENT, tmp_path, rows or natural_rows.rows(**options))
+        return results(experiment, tmp_path, rows or natural_rows.rows(**options))
 
     return judge
 

@@ -87,7 +87,7 @@ def pooled_p_value(scores: Doubles, own: Doubles, rng: np.random.Generator, draw
     return (1 + at_least) / (draws + 1)
 
 
-def verdict(p: Doubles, acceptance: float, rule: Rule) -> tuple[Verdict, tuple[int, ...]]:
+def verdict(p: Doubles, acceptance: Doubles, rule: Rule) -> tuple[Verdict, tuple[int, ...]]:
     """The verdict on one text or pool, and the classes that remain possible, the likeliest first.
 
     No class possible is "none of these". One possible class is a match only when strangers are rarely accepted like this;
@@ -95,11 +95,11 @@ def verdict(p: Doubles, acceptance: float, rule: Rule) -> tuple[Verdict, tuple[i
 
     Args:
         p: p-value of each class.
-        acceptance: How much like an enrolled model the text is; higher is more.
+        acceptance: How much like each enrolled model the text is; higher is more.
         rule: The thresholds.
     """
     possible = tuple(int(k) for k in np.argsort(-p, kind="stable") if p[k] > rule.alpha)
     if not possible:
         return NONE, ()
-    accepted = rule.match is not None and acceptance > rule.match
+    accepted = rule.match is not None and acceptance[possible[0]] > rule.match
     return (MATCH if len(possible) == 1 and accepted else UNDECIDED), possible

@@ -3,14 +3,17 @@
 A bundle keeps the texts themselves: they are smaller than their n-gram rows, and enrolling a model needs all of them.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whorl.errors import NotEnoughEvidence, safe_name
 from whorl.transcripts.answers import Answers
+from whorl.transcripts.record import Prompt
 from whorl.transcripts.splits import bucket, part_of
 
 PARTS = ("train", "temperature", "conformal", "test")
@@ -29,18 +32,29 @@ class Corpus:
     Args:
         texts: Normalised answers.
         labels: Class of each.
-        groups: Number of its prompt group.
-        group_names: Names of the groups.
+        prompts: Index of its prompt.
         parts: Index into `PARTS`.
+        prompt_ids: Ids of the prompts, sorted.
+        prompt_groups: Group of each prompt.
         n_repeated: Test texts left out because a training text is verbatim the same.
     """
 
     texts: tuple[str, ...]
     labels: Indices
-    groups: Indices
-    group_names: tuple[str, ...]
+    prompts: Indices
     parts: Indices
+    prompt_ids: tuple[str, ...]
+    prompt_groups: tuple[str, ...]
     n_repeated: int = 0
+
+    @cached_property
+    def groups(self) -> Indices:
+        """Number of the prompt group of each text."""
+        return np.unique(self.prompt_groups, return_inverse=True)[1][self.prompts]
+
+    def group_names(self, rows: Indices) -> list[str]:
+        """Prompt group of texts by position."""
+        return [self.prompt_groups[i] for i in self.prompts[rows]]
 
     def rows(self, part: int, labels: Sequence[int] | None = None) -> Indices:
         """Positions of the texts of one part, of all classes or some."""
@@ -84,23 +98,20 @@ def build(table: Answers, salt: str, shares: tuple[float, float]) -> Corpus:
         salt: Of the split.
         shares: Of the prompts for training and for validation; the rest is the test part.
     """
-    names = tuple(sorted(set(table.groups)))
-    number = {name: i for i, name in enumerate(names)}
-    part = [part_of_group(name, salt, shares) for name in names]
-    of_prompt = [number[group] for group in table.groups]
-    rows = [
-        (text, k, group) for k, by_prompt in enumerate(table.texts)
-        for group, draws in zip(of_prompt, by_prompt, strict=True) for text in draws
-    ]  # fmt: skip
-    groups = np.array([group for _, _, group in rows], np.int64)
-    found = Corpus(
-        texts=tuple(text for text, _, _ in rows),
-        labels=np.array([k for _, k, _ in rows], np.int64),
-        groups=groups,
-        group_names=names,
-        parts=np.array(part, np.int64)[groups],
+    order = sorted(range(len(table.prompts)), key=lambda i: table.prompts[i].id)
+    rows = [(text, k, at) for k, found in enumerate(table.texts) for at, i in enumerate(order) for text in found[i]]
+    groups = tuple(table.groups[i] for i in order)
+    prompts = np.array([at for _, _, at in rows], np.int64)
+    return without_repeats(
+        Corpus(
+            texts=tuple(text for text, _, _ in rows),
+            labels=np.array([k for _, k, _ in rows], np.int64),
+            prompts=prompts,
+            parts=np.array([part_of_group(group, salt, shares) for group in groups], np.int64)[prompts],
+            prompt_ids=tuple(table.prompts[i].id for i in order),
+            prompt_groups=groups,
+        )
     )
-    return without_repeats(found)
 
 
 def without_repeats(corpus: Corpus) -> Corpus:
@@ -112,7 +123,7 @@ def without_repeats(corpus: Corpus) -> Corpus:
         corpus,
         texts=tuple(corpus.some(kept)),
         labels=corpus.labels[kept],
-        groups=corpus.groups[kept],
+        prompts=corpus.prompts[kept],
         parts=corpus.parts[kept],
         n_repeated=corpus.n_repeated + int(repeated.sum()),
     )
@@ -120,18 +131,38 @@ def without_repeats(corpus: Corpus) -> Corpus:
 
 def joined(corpus: Corpus, more: Corpus) -> Corpus:
     """Two corpora as one; the classes of the second get the numbers after those of the first."""
-    names = tuple(sorted({*corpus.group_names, *more.group_names}))
-    number = {name: i for i, name in enumerate(names)}
-    old, new = (np.array([number[name] for name in c.group_names], np.int64)[c.groups] for c in (corpus, more))
+    group_of = dict(zip(corpus.prompt_ids + more.prompt_ids, corpus.prompt_groups + more.prompt_groups, strict=True))
+    ids = sorted(group_of)
+    place = {name: i for i, name in enumerate(ids)}
+    old, new = (np.array([place[name] for name in c.prompt_ids], np.int64)[c.prompts] for c in (corpus, more))
     both = Corpus(
         texts=corpus.texts + more.texts,
         labels=np.concatenate([corpus.labels, more.labels + corpus.labels.max() + 1]),
-        groups=np.concatenate([old, new]),
-        group_names=names,
+        prompts=np.concatenate([old, new]),
         parts=np.concatenate([corpus.parts, more.parts]),
+        prompt_ids=tuple(ids),
+        prompt_groups=tuple(group_of[name] for name in ids),
         n_repeated=corpus.n_repeated + more.n_repeated,
     )
     return without_repeats(both)
+
+
+def training_table(corpus: Corpus, models: Sequence[str]) -> Answers:
+    """The training part as a balanced table; prompts that a class lacks are left out, and contents of prompts are not kept."""
+    train = corpus.rows(TRAIN)
+    drawn: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for i in train.tolist():
+        drawn[int(corpus.labels[i]), int(corpus.prompts[i])].append(corpus.texts[i])
+    n_draws = max(map(len, drawn.values()))
+    every = range(len(models))
+    kept = [p for p in np.unique(corpus.prompts[train]).tolist() if all(len(drawn[k, p]) == n_draws for k in every)]
+    return Answers(
+        models=tuple(models),
+        prompts=tuple(Prompt(corpus.prompt_ids[p]) for p in kept),
+        groups=tuple(corpus.prompt_groups[p] for p in kept),
+        texts=tuple(tuple(tuple(drawn[k, p]) for p in kept) for k in every),
+        dropped={},
+    )
 
 
 def require_enough(corpus: Corpus, classes: Sequence[str]) -> None:
@@ -147,9 +178,8 @@ def require_enough(corpus: Corpus, classes: Sequence[str]) -> None:
         for k, name in enumerate(classes):
             n = len(np.unique(corpus.groups[corpus.rows(part, [k])]))
             if n < least:
-                total = len(corpus.group_names)
                 raise NotEnoughEvidence(
                     f"'{safe_name(name)}' has {n} prompts in the {PARTS[part]} part, at least {least} are needed; the "
-                    f"transcripts have {total} prompts. With the default split sample about 450, or give calibration and "
-                    "test a larger share (--shares 0.5,0.35)."
+                    f"transcripts have {len(corpus.prompt_ids)} prompts. Sample about 600 for the default split, or about "
+                    "130 with larger shares for calibration and test (--shares 0.4,0.45)."
                 )

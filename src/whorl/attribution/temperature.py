@@ -50,7 +50,7 @@ class Quality:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self)
+        return {**asdict(self), "bins": [asdict(one) for one in self.bins]}
 
 
 def log_probabilities(margins: Doubles, temperature: float) -> Doubles:

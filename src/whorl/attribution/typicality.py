@@ -31,9 +31,13 @@ class Typical:
     mean: Doubles
     spread: Doubles
 
+    def by_class(self, margins: Doubles) -> Doubles:
+        """Scores of pools of texts, shape (pools, m, classes) to (pools, classes)."""
+        return (margins.mean(axis=1) - self.mean) / self.spread
+
     def acceptance(self, margins: Doubles) -> Doubles:
-        """Scores of pools of texts, shape (pools, m, classes) to (pools,)."""
-        return ((margins.mean(axis=1) - self.mean) / self.spread).max(axis=1)
+        """The largest of `by_class`, shape (pools,)."""
+        return self.by_class(margins).max(axis=1)
 
 
 def typical(margins: Doubles, labels: Labels) -> Typical:

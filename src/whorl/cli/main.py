@@ -11,7 +11,21 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from whorl.cli import attack, bench, compare, demo, exit_codes, fingerprint, gallery, identify, lab, report, tree
+from whorl.cli import (
+    attack,
+    attribute,
+    bench,
+    compare,
+    demo,
+    exit_codes,
+    fingerprint,
+    gallery,
+    identify,
+    lab,
+    report,
+    sample,
+    tree,
+)
 from whorl.cli.sink import Sink
 from whorl.errors import WhorlError
 
@@ -62,10 +76,12 @@ app.command("compare", short_help="Same origin?")(compare.compare)
 app.command("identify", short_help="Which known model is this nearest to?")(identify.identify)
 app.command("survey", short_help="Which of these models are alike?")(report.survey)
 app.command("tree", short_help="Who descends from whom?")(tree.tree)
+app.command("sample", short_help="What does it say?")(sample.sample)
 app.command("report", short_help="Show results to somebody: one HTML file.")(report.report)
 app.command("attack", short_help="What would a thief do?")(attack.attack)
 app.command("demo", short_help="Does it work here?")(demo.demo)
 app.add_typer(gallery.app, name="gallery", short_help="Keep known fingerprints.")
+app.add_typer(attribute.app, name="attribute", short_help="Which model wrote this?")
 app.add_typer(bench.app, name="bench", short_help="How good are the methods?")
 app.add_typer(lab.app, name="lab", short_help="Why do models differ at all? Controlled small runs.")
 

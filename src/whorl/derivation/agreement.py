@@ -1,8 +1,8 @@
 """How often two models begin an answer alike (arXiv 2502.00706 compares first tokens; on text: ours).
 
-Tokenizers differ, so text is compared: the first word, or the first four characters. Leading white space is dropped, since
-some tokenizers decode it and some do not. An answer without a word agrees with nothing, not even with another empty one:
-two models that fall silent are not kin for it.
+Tokenizers differ, so text is compared: the first word, as the test of identity cuts it, or the first four characters.
+Leading white space is dropped, since some tokenizers decode it and some do not. An empty answer agrees with nothing, not
+even with another empty one: two models that fall silent are not kin for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from whorl.identity.first_word import first_word
+
 N_CHARACTERS = 4
-
-
-def first_word(text: str) -> str:
-    """The first run of characters without white space; "" when there is none."""
-    return next(iter(text.split(maxsplit=1)), "")
 
 
 def first_characters(text: str) -> str:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from whorl.derivation.agreement import BEGINNINGS, agreement
 from whorl.derivation.alleles import by_prompt, homologous
 from whorl.derivation.controls import Parties
-from whorl.identity.draws import is_greedy
 from whorl.errors import NotComparable, UsageError, safe_name
+from whorl.identity.draws import is_greedy
 from whorl.transcripts.answers import Answers, answers
 from whorl.transcripts.record import Transcript, digest
 
@@ -98,8 +98,8 @@ def _require_independent(found: Parties, kept: Sequence[Sequence[Transcript]]) -
     for party, theirs in zip(found.others, seeds[1:], strict=True):
         if seeds[0] & theirs:
             raise UsageError(
-                f"The draws of reference '{safe_name(found.reference.label)}' and {party.role} '{safe_name(party.label)}' share "
-                "random numbers, which makes them alike; sample them without --coupled."
+                f"The draws of reference '{safe_name(found.reference.label)}' and of {party.role} '{safe_name(party.label)}' "
+                "share random numbers, which makes them alike; sample them without --coupled."
             )
 
 

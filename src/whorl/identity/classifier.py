@@ -56,7 +56,9 @@ class Classifier:
         of = np.repeat(np.arange(len(prompts)), [len(p.records) for p in prompts])
         if len(of) > MAX_TEXTS:
             raise NotComparable(f"{len(of)} answers; the classifier is trained on at most {MAX_TEXTS}")
-        fit = _fit_matrix(_products([t[: self.n_characters] for p in prompts for t in p.texts], of), _folds(prompts)[of])
+        fit = _fit_matrix(
+            _products([t[: self.n_characters] for p in prompts for t in p.texts], of), _folds(prompts)[of]
+        )
         starts = np.flatnonzero(np.r_[True, np.diff(of) > 0])
         shares = np.array([p.n_reference / len(p.records) for p in prompts])
         z = np.concatenate(labels, axis=1)
@@ -65,7 +67,11 @@ class Classifier:
 
 
 def _accuracy(
-    z: NDArray[np.int8], fit: NDArray[np.float32], starts: NDArray[np.intp], shares: Doubles, prompts: Sequence[PromptDraws]
+    z: NDArray[np.int8],
+    fit: NDArray[np.float32],
+    starts: NDArray[np.intp],
+    shares: Doubles,
+    prompts: Sequence[PromptDraws],
 ) -> Doubles:
     """Mean of both recalls, a tie counting half: 1/2 + (mean sign over reference - mean sign over suspect) / 4."""
     scores = (z - shares).astype(np.float32) @ fit.T  # labels centred within the prompt

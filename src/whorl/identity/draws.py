@@ -147,7 +147,9 @@ def _warnings(label: str, found: Sequence[Transcript], kept: Mapping[str, tuple[
     said = []
     reported = sorted({record.model.reported for record in found if record.model.reported})
     if len(reported) > 1:
-        said.append(f"{label}: the server named {len(reported)} models ({', '.join(safe_name(r, 40) for r in reported[:3])})")
+        said.append(
+            f"{label}: the server named {len(reported)} models ({', '.join(safe_name(r, 40) for r in reported[:3])})"
+        )
     several = [draws for draws in kept.values() if len(draws) >= MIN_DRAWS]
     same = sum(len({record.response for record in draws}) == 1 for draws in several)
     if several and 2 * same > len(several):
@@ -200,7 +202,8 @@ def require_same_decoding(reference: Side, suspect: Side) -> None:
 def first_draws(records: Iterable[Transcript], n_draws: int) -> tuple[tuple[Transcript, ...], tuple[Transcript, ...]]:
     """The first draws of every prompt, and the rest: spare draws, for planting differences or for an honest variant."""
     taken: Counter[str] = Counter()
-    first, rest = [], []
+    first: list[Transcript] = []
+    rest: list[Transcript] = []
     for record in sorted(records, key=lambda r: (r.prompt.id, r.stream, r.sample_index)):
         taken[record.prompt.id] += 1
         (first if taken[record.prompt.id] <= n_draws else rest).append(record)

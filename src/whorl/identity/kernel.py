@@ -44,9 +44,7 @@ class Characters:
         return hamming_kernel(prompt.texts, self.n_characters, self.memory_bytes)
 
 
-def hamming_kernel(
-    texts: Sequence[str], n_characters: int = N_CHARACTERS, memory_bytes: int = MEMORY_BYTES
-) -> Doubles:
+def hamming_kernel(texts: Sequence[str], n_characters: int = N_CHARACTERS, memory_bytes: int = MEMORY_BYTES) -> Doubles:
     """The kernel above for n texts, shape (n, n), in [-1, 1] for texts of equal length; its diagonal means nothing.
 
     Args:

@@ -7,6 +7,8 @@ With z in {0, 1}^N the labels (1 = reference, n of them; m = N - n suspects) and
 Every term is z'Kz, z'K1 or 1'K1, so one product K z per labelling gives all three.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,9 +39,9 @@ def squared_mmd(kernel: Doubles, labels: NDArray[np.int8], n_reference: int) -> 
         Shape (b,), in units of the kernel; may be negative, since it has no bias.
     """
     n, m = n_reference, len(kernel) - n_reference
-    kind = np.float64 if len(kernel) < _LARGE else np.float32
+    kind: type[np.floating[Any]] = np.float64 if len(kernel) < _LARGE else np.float32
     z = labels.astype(kind)
-    within = np.einsum("bi,bi->b", z @ kernel.astype(kind), z).astype(np.float64)  # z'Kz
+    within = ((z @ kernel.astype(kind)) * z).sum(axis=1, dtype=np.float64)  # z'Kz
     from_reference = z @ kernel.sum(axis=1)  # z'K1
     across = from_reference - within
     within_suspect = kernel.sum() - within - 2.0 * across

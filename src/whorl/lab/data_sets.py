@@ -110,7 +110,7 @@ def _texts(name: str, rows: Iterable[Row], column: str) -> Iterator[str]:
         if value is None:
             continue
         if not isinstance(value, str):
-            found = f"a {type(value).__name__} in column '{safe_name(column, 40)}' of row {number}"
+            found = f"a value of type {type(value).__name__} in column '{safe_name(column, 40)}' of row {number}"
             raise MalformedFile("data set", name, found, "a text", "Name a column of texts.")
         yield value
 

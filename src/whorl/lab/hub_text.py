@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -106,6 +107,10 @@ def _resolved(place: Place) -> tuple[str, str]:
     if not isinstance(repo, str) or not isinstance(commit, str) or len(commit) != 40:
         raise RemoteError(f"The Hub's answer about '{place.repo}' names no commit. Check HF_ENDPOINT.")
     ModelRef(repo=repo, revision=commit)
+    if Path(repo).exists():
+        raise UsageError(
+            f"'{repo}' is also a local folder, which `datasets` would read instead. Run in another folder."
+        )
     return repo, commit
 
 
@@ -119,7 +124,8 @@ def _checked_files(builder: Any, repo: str, commit: str) -> Any:
         )
     files = builder.config.data_files
     own = f"hf://datasets/{repo}@{commit}/"
-    strange = [file for listed in files.values() for file in listed if not file.startswith(own)]
+    listed = [file for names in files.values() for file in names]
+    strange = [file for file in listed if not file.startswith(own) or ".." in file.split("/")]
     if strange:
         found = f"its card leads to '{safe_name(strange[0], 60)}'"
         raise UnsafeFile("data set", repo, found, "files of the repository itself", "Do not use it.")
@@ -148,8 +154,8 @@ def _reading(datasets: Any, repo: str) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError) as error:
         advice = "Choose another revision, or ask its owner."
         raise MalformedFile("data set", repo, f"unreadable rows ({type(error).__name__})", "texts", advice) from None
-    except RuntimeError as error:
+    except (RuntimeError, ImportError) as error:  # scripts, and addresses that need another library
         advice = "Look for a revision with Parquet files, or convert it."
-        raise UnsupportedFile("data set", repo, safe_name(error, 80), "data files without code", advice) from None
+        raise UnsupportedFile("data set", repo, safe_name(error, 80), "data files of its own", advice) from None
     except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
         raise UsageError(f"Data set 'hf:{repo}' cannot be opened: {safe_name(error, 300)}") from None

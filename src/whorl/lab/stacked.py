@@ -92,6 +92,7 @@ def train_stack(
     *,
     device: str = "cpu",
     compiled: bool = False,
+    names: Sequence[str] = (),
     progress: Progress = silent,
 ) -> list[Trained]:
     """Train models of one shape together.
@@ -103,6 +104,7 @@ def train_stack(
             [0, n_vocab).
         device: A device of torch.
         compiled: Let torch compile the step, which needs a C++ compiler; the same function in other rounding.
+        names: What messages call the models, by default "model 0 of the stack" and so on.
         progress: Called with "training", steps done and steps in all.
 
     Returns:
@@ -110,11 +112,12 @@ def train_stack(
 
     Raises:
         UsageError: an untied or non-Llama size, batches of other shapes or with ids outside the vocabulary, or a loss
-            that is not finite; the message names the models of the stack by their number from 0.
+            that is not finite.
     """
     import torch
 
-    _check(size, trainings, batches)
+    names = names or [f"model {row} of the stack" for row in range(len(trainings))]
+    _check(size, trainings, batches, names)
     weights = {name: leaf.to(device).requires_grad_() for name, leaf in _initial(size, trainings).items()}
     optimisers = [_optimiser(weights, row, training) for row, training in enumerate(trainings)]
     loss_of = loss_function(size, batches[0].shape[2], device)
@@ -124,7 +127,7 @@ def train_stack(
     losses = torch.zeros(len(trainings), n_steps)
     for step in range(n_steps):
         found = step_loss(weights, windows[:, step])  # (R,)
-        losses[:, step] = _finite(found.detach().cpu(), step, n_steps)
+        losses[:, step] = _finite(found.detach().cpu(), names, step, n_steps)
         found.sum().backward()
         for row, training in enumerate(trainings):
             _update(weights, optimisers[row], row, training, training.rate(step, n_steps))
@@ -179,7 +182,9 @@ def loss_function(size: ModelSize, n_tokens: int, device: str = "cpu") -> Callab
     return loss
 
 
-def _check(size: ModelSize, trainings: Sequence[Training], batches: Sequence[NDArray[np.int64]]) -> None:
+def _check(
+    size: ModelSize, trainings: Sequence[Training], batches: Sequence[NDArray[np.int64]], names: Sequence[str]
+) -> None:
     if size.family != "llama" or not size.tied:
         raise UsageError("A stack holds Llama models whose output table is the embedding.")
     shapes = {batch.shape for batch in batches}
@@ -191,9 +196,9 @@ def _check(size: ModelSize, trainings: Sequence[Training], batches: Sequence[NDA
     if min(batches[0].shape) < 1 or batches[0].shape[2] < 2:
         raise UsageError(f"Batches of shape {batches[0].shape}: expected a step, a window and two tokens at least.")
     # An id past the vocabulary would read the table of the next model without a word.
-    bad = [str(row) for row, batch in enumerate(batches) if batch.min() < 0 or batch.max() >= size.n_vocab]
+    bad = [n for n, batch in zip(names, batches, strict=True) if batch.min() < 0 or batch.max() >= size.n_vocab]
     if bad:
-        raise UsageError(f"Batches of model {', '.join(bad)} of the stack have ids outside [0, {size.n_vocab}).")
+        raise UsageError(f"Batches of {', '.join(bad)} have ids outside [0, {size.n_vocab}).")
 
 
 def _initial(size: ModelSize, trainings: Sequence[Training]) -> Weights:
@@ -277,11 +282,11 @@ def _update(weights: Weights, optimiser: Any, row: int, training: Training, rate
     optimiser.step()
 
 
-def _finite(losses: Any, step: int, n_steps: int) -> Any:
+def _finite(losses: Any, names: Sequence[str], step: int, n_steps: int) -> Any:
     if not losses.isfinite().all():
-        bad = [str(i) for i, x in enumerate(losses.tolist()) if not math.isfinite(x)]
+        bad = [name for name, x in zip(names, losses.tolist(), strict=True) if not math.isfinite(x)]
         raise UsageError(
-            f"Training stopped at step {step + 1} of {n_steps}: the loss of model {', '.join(bad)} of the stack is not "
-            "finite. Use a lower learning rate or a longer warm-up."
+            f"Training stopped at step {step + 1} of {n_steps}: the loss of {', '.join(bad)} is not finite. "
+            "Use a lower learning rate or a longer warm-up."
         )
     return losses

@@ -3,13 +3,11 @@
 Notable:
 - The objective is scikit-learn's: C * sum of log losses + |w|^2 / 2, free intercepts (no penalty), natural logs.
 - The best weights are combinations of the training rows (the representer theorem), so the search runs over an (n, K) matrix
-  of coefficients with the Gram matrix of the rows as inner product, whatever the number of n-grams. Each step is the same
-  L-BFGS step as in the space of weights (the same iterates up to rounding) and costs one product with the Gram matrix.
+  of coefficients with the Gram matrix X X^T as inner product: the steps of L-BFGS are the same as over (F, K) weights, but
+  its memory and vector arithmetic do not grow with the number of n-grams. The Gram matrix is never formed: for n-grams a
+  product with X^T and one with X are cheaper than one with an (n, n) matrix.
 - Rows are centred, which changes the intercepts only, but takes the one huge eigenvalue of non-negative rows away.
 - Along a search direction the scores are a straight line: line searches need no product at all.
-- One Gram matrix serves every C, the validation fits inside a training part and the scores of its test rows.
-- Where the Gram matrix would be larger than the rows (few features) or than `MAX_GRAM_ROWS` allows, products go through the
-  rows themselves; nothing else changes.
 """
 
 from collections.abc import Sequence
@@ -26,15 +24,12 @@ from whorl.transcripts.splits import bucket
 Kind = Literal["multinomial", "one-vs-rest"]
 Floats = NDArray[np.floating[Any]]
 
-CS = (0.01, 0.1, 1.0, 10.0)
+CS = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""outputs.md 2.2, and 100: rows of TF-IDF have norm 1, so the best C for long texts and clear signals is beyond 10."""
 TOLERANCE = 1e-4
 """Largest norm of the gradient, relative to its norm at weights of zero."""
 MAX_STEPS = 1_000
 MEMORY = 10
-MAX_GRAM_ROWS = 8_192
-"""Half a gigabyte."""
-DENSE_SHARE = 0.06
-"""Columns that more than this share of the rows have are multiplied as a dense matrix: there BLAS is faster."""
 VALIDATION_BUCKETS = 200
 
 
@@ -54,79 +49,10 @@ class Linear:
 
     def log_probabilities(self, x: Sparse) -> NDArray[np.float32]:
         """Natural logs of the class probabilities, shape (n, K)."""
-        return log_probabilities(np.asarray(x @ self.weights.T) + self.bias, self.kind)
-
-
-def log_probabilities(scores: Floats, kind: Kind) -> NDArray[np.float32]:
-    """Scores to natural logs of probabilities, shape (n, K); both kinds sum to 1."""
-    wide = scores.astype(np.float64)
-    logs = wide if kind == "multinomial" else -np.logaddexp(0.0, -wide)
-    return (logs - _log_sum(logs)).astype(np.float32)
-
-
-def _log_sum(logs: Floats) -> Floats:
-    top = logs.max(axis=1, keepdims=True)
-    return top + np.log(np.exp(logs - top).sum(axis=1, keepdims=True))
-
-
-class Rows:
-    """Feature rows and their inner products, shared by all fits on them.
-
-    Args:
-        x: csr float32, shape (n, F).
-        gram: Whether to hold the Gram matrix, n * n float64; default: where that is the cheaper product.
-
-    Products are in float64: coefficients are large where the rows are nearly dependent, and float32 then stops short of the
-    solution.
-    """
-
-    def __init__(self, x: Sparse, gram: bool | None = None) -> None:
-        self.x = x.astype(np.float64)
-        n = x.shape[0]
-        if gram is None:
-            gram = n <= MAX_GRAM_ROWS and 8 * x.nnz > n * n  # a sparse element costs about as much as 4 dense ones
-        self.gram = _gram(x).astype(np.float64) if gram else None
-
-    def part(self, rows: NDArray[Any]) -> "Rows":
-        """Some of the rows."""
-        chosen = object.__new__(Rows)
-        chosen.x = self.x[rows]
-        chosen.gram = None if self.gram is None else self.gram[np.ix_(rows, rows)]
-        return chosen
-
-    def product(self, coefficients: Floats) -> Floats:
-        """Gram matrix times coefficients, (n, n) @ (n, K)."""
-        return self.gram @ coefficients if self.gram is not None else self.x @ (self.x.T @ coefficients)
-
-
-def _gram(x: Sparse) -> NDArray[np.float32]:
-    """Inner products of all rows, (n, n): frequent columns by BLAS, the long tail of rare ones by a sparse product."""
-    by_column = x.tocsc()
-    frequent = np.diff(by_column.indptr) > DENSE_SHARE * x.shape[0]
-    rare = by_column[:, ~frequent].tocsr()
-    gram = np.asarray((rare @ rare.T).todense(), dtype=np.float32)
-    columns = np.flatnonzero(frequent)
-    for start in range(0, len(columns), 2_048):  # bounds the dense copy
-        block = by_column[:, columns[start : start + 2_048]].toarray()
-        gram += block @ block.T
-    return gram
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Weights as a combination of training rows: X.T @ coefficients.
-
-    Args:
-        coefficients: Shape (n, K), float64; every column sums to zero, as centred rows demand.
-        bias: Shape (K,), float64; for uncentred rows.
-        scores: Shape (n, K): scores of the training rows.
-        n_steps: Gram products that were needed.
-    """
-
-    coefficients: NDArray[np.float64]
-    bias: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    n_steps: int
+        scores = np.stack([x @ row for row in self.weights], axis=1) + self.bias.astype(np.float64)
+        logs = scores if self.kind == "multinomial" else -np.logaddexp(0.0, -scores)
+        top = logs.max(axis=1, keepdims=True)
+        return (logs - top - np.log(np.exp(logs - top).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
 def fit(
@@ -141,7 +67,7 @@ def fit(
     """L2 logistic regression.
 
     Args:
-        x: Training rows, csr float32, shape (n, F).
+        x: Training rows, csr, shape (n, F).
         labels: Class of each row, 0 to n_classes - 1.
         n_classes: K, at least 2.
         c: Weight of the losses against the penalty, above 0.
@@ -152,89 +78,117 @@ def fit(
         NotComparable: a feature is NaN or infinite.
         NotEnoughEvidence: fewer than two classes have rows.
     """
-    found = solve(Rows(x), labels, n_classes, c, kind, tolerance=tolerance)
-    weights = np.asarray(x.T @ found.coefficients).T
-    return Linear(np.ascontiguousarray(weights, dtype=np.float32), found.bias.astype(np.float32), kind)
+    rows = x.astype(np.float64)
+    return solve(rows, labels, n_classes, c, kind, tolerance=tolerance).linear(rows)
 
 
 def choose_c(
-    rows: Rows,
+    x: Sparse,
     labels: NDArray[Any],
     groups: Sequence[str],
     n_classes: int,
     cs: Sequence[float] = CS,
     kind: Kind = "multinomial",
 ) -> float:
-    """C with the least log loss on about a fifth of the groups, held out of a training part by their hash.
+    """C with the least log loss, at its best temperature, on about a fifth of the groups, held out by their hash.
 
-    Log loss, not accuracy, because it wavers less on few texts (ours). Where the hash leaves one side without rows of two
-    classes, the smallest C is the careful answer.
+    Log loss, because accuracy wavers more on few texts; at its best temperature, because a large C on few texts makes a
+    classifier too sure before it makes it worse. C rises until the loss has risen twice, because the fits that overfit most
+    also take longest (all ours). Where the hash leaves one side without texts, or without two classes to train on, the
+    smallest C is the careful answer.
 
     Args:
-        rows: The training part.
+        x: The training part, csr, shape (n, F).
         labels: Class of each row.
         groups: Group of each row.
         n_classes: K.
-        cs: Candidates; each fit starts from the one before.
+        cs: Candidates.
         kind: See `fit`.
     """
-    if len(cs) == 1:
-        return cs[0]
     held_out = {group: bucket(group, "choose-c") < VALIDATION_BUCKETS for group in set(groups)}
-    held = np.array([held_out[group] for group in groups])
-    inner, outer = np.flatnonzero(~held), np.flatnonzero(held)
-    if len(np.unique(labels[inner])) < 2 or not len(outer):
-        return min(cs)
-    part, start, losses = rows.part(inner), None, {}
+    held = np.array([held_out[group] for group in groups], dtype=bool)
+    best, least = min(cs), np.inf
+    if len(cs) == 1 or not held.any() or len(np.unique(labels[~held])) < 2:
+        return best
+    inner, outer, found, risen = x[~held].astype(np.float64), x[held], None, 0
     for c in sorted(cs):
-        start = solve(part, labels[inner], n_classes, c, kind, start=start)
-        logs = log_probabilities(scores_of(rows, start, inner, outer), kind)
-        losses[c] = -float(logs[np.arange(len(outer)), labels[outer]].mean())
-    return min(losses, key=lambda c: (losses[c], c))
+        found = solve(inner, labels[~held], n_classes, c, kind, tolerance=10 * TOLERANCE, start=found)
+        loss = _tempered_loss(found.linear(inner).log_probabilities(outer), labels[held])
+        best, least, risen = (c, loss, 0) if loss < least else (best, least, risen + 1)
+        if risen == 2:
+            break
+    return best
 
 
-def scores_of(rows: Rows, solution: Solution, trained: NDArray[Any], scored: NDArray[Any]) -> Floats:
-    """Scores of some rows under a solution trained on others, shape (scored, K)."""
-    if rows.gram is not None:
-        return rows.gram[np.ix_(scored, trained)] @ solution.coefficients + solution.bias
-    return rows.x[scored] @ (rows.x[trained].T @ solution.coefficients) + solution.bias
+def _tempered_loss(logs: NDArray[np.float32], labels: NDArray[Any]) -> float:
+    """Mean log loss when the logs are multiplied by the best factor between 0.001 and 10,000."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_factor: float) -> float:
+        scaled = np.exp(log_factor) * logs.astype(np.float64)
+        top = scaled.max(axis=1)
+        sums = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+        return float((sums - scaled[np.arange(len(labels)), labels]).mean())
+
+    return float(minimize_scalar(loss, bounds=np.log([1e-3, 1e4]), method="bounded", options={"xatol": 0.01}).fun)
 
 
-class _Problem:
-    """Losses and their derivatives; scores F are (n, K), Y is one-hot."""
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Weights as a combination of training rows: X.T @ coefficients.
+
+    Args:
+        coefficients: Shape (n, K), float64; every column sums to zero, as centred rows demand.
+        bias: Shape (K,), float64; for uncentred rows.
+        scores: Shape (n, K): scores of the training rows.
+        kind: See `Linear`.
+        n_steps: Steps that were needed.
+    """
+
+    coefficients: Floats
+    bias: Floats
+    scores: Floats
+    kind: Kind
+    n_steps: int
+
+    def linear(self, rows: Sparse) -> Linear:
+        """The classifier, from the training rows."""
+        weights = np.stack([rows.T @ column for column in self.coefficients.T.copy()])
+        return Linear(weights.astype(np.float32), self.bias.astype(np.float32), self.kind)
+
+
+class _Losses:
+    """C * sum of log losses, its derivatives; scores are (n, K)."""
 
     def __init__(self, labels: NDArray[Any], n_classes: int, c: float, kind: Kind) -> None:
-        self.c, self.kind, self.labels = c, kind, labels
-        self.one_hot = np.eye(n_classes)[labels]
+        self.c, self.kind, self.one_hot = c, kind, np.eye(n_classes)[labels]
 
-    def residual(self, scores: Floats) -> tuple[Floats, Floats]:
-        """C * (probabilities - one-hot), and the probabilities."""
-        if self.kind == "multinomial":
-            logs = scores - scores.max(axis=1, keepdims=True)
-            p = np.exp(logs)
-            p /= p.sum(axis=1, keepdims=True)
-        else:
-            p = 0.5 * (1 + np.tanh(0.5 * scores))
-        return self.c * (p - self.one_hot), p
+    def probabilities(self, scores: Floats) -> Floats:
+        if self.kind == "one-vs-rest":
+            return 0.5 * (1 + np.tanh(0.5 * scores))
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return p / p.sum(axis=1, keepdims=True)
 
-    def slope(self, scores: Floats, along: Floats) -> tuple[float, float]:
-        """First and second derivative of the losses along a change of the scores."""
-        residual, p = self.residual(scores)
-        squares = p * along * along
-        if self.kind == "multinomial":
-            second = squares.sum() - ((p * along).sum(axis=1) ** 2).sum()
-        else:
-            second = (squares * (1 - p)).sum()
-        return float((residual * along).sum()), self.c * float(second)
+    def gradient(self, scores: Floats) -> Floats:
+        """By the scores, shape (n, K)."""
+        return self.c * (self.probabilities(scores) - self.one_hot)
+
+    def along(self, scores: Floats, change: Floats) -> tuple[float, float]:
+        """First and second derivative along a change of the scores."""
+        p = self.probabilities(scores)
+        weighted = p * change
+        second = np.vdot(weighted, change)
+        second -= (weighted.sum(axis=1) ** 2).sum() if self.kind == "multinomial" else np.vdot(weighted, weighted)
+        return self.c * float(np.vdot(p - self.one_hot, change)), self.c * float(second)
 
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """A vector of the search space with its image: coefficients a (n, K), K a (n, K), scaled intercepts b (K,)."""
+    """A vector of the search space with its image: coefficients a (n, K), Gram matrix * a (n, K), scaled intercepts (K,)."""
 
-    a: NDArray[np.float64]
-    image: NDArray[np.float64]
-    b: NDArray[np.float64]
+    a: Floats
+    image: Floats
+    b: Floats
 
     def dot(self, other: "_Point") -> float:
         return float(np.vdot(self.image, other.a) + self.b @ other.b)
@@ -247,7 +201,7 @@ class _Point:
 
 
 def solve(
-    rows: Rows,
+    rows: Sparse,
     labels: NDArray[Any],
     n_classes: int,
     c: float,
@@ -259,7 +213,8 @@ def solve(
     """`fit` in the span of the rows.
 
     Args:
-        rows: Training rows.
+        rows: Training rows, csr float64, shape (n, F). In float32 the products would end short of the solution where rows
+            are nearly dependent and coefficients therefore large.
         labels: Class of each row, 0 to n_classes - 1.
         n_classes: K.
         c: See `fit`.
@@ -271,79 +226,82 @@ def solve(
         NotComparable: a feature is NaN or infinite.
         NotEnoughEvidence: fewer than two classes have rows.
     """
-    if not np.isfinite(rows.x.data).all():
+    if not np.isfinite(rows.data).all():
         raise NotComparable("A feature is NaN or infinite.")
     if len(np.unique(labels)) < 2:
         raise NotEnoughEvidence("A classifier needs training texts of at least two classes.")
-    problem, n = _Problem(labels, n_classes, c, kind), len(labels)
+    losses, shape = _Losses(labels, n_classes, c, kind), (len(labels), n_classes)
     curvature = 1 / n_classes if kind == "multinomial" else (n_classes - 1) / n_classes**2
-    unit = 1 / np.sqrt(c * n * curvature)  # intercepts in this unit have about the curvature of the weights
-    at, n_steps = _start(rows, labels, n_classes, unit, start), 0
+    unit = 1 / np.sqrt(c * len(labels) * curvature)  # in this unit intercepts are about as curved as weights
+    nowhere = _Point(np.zeros(shape), np.zeros(shape), np.zeros(n_classes))
+    gradient = _gradient(rows, losses, nowhere, unit)
+    enough, at, n_steps = tolerance * _norm(gradient), nowhere, 0
+    if start is not None:
+        bias = start.bias + _excess(rows, start.coefficients, kind)
+        at = _Point(start.coefficients, start.scores - bias, bias / unit)
+        gradient = _gradient(rows, losses, at, unit)
     past: list[tuple[_Point, _Point]] = []
-    gradient = _gradient(rows, problem, at, unit)
-    zero = _gradient(rows, problem, at.times(0), unit)
-    enough = tolerance * np.sqrt(zero.dot(zero))
-    while np.sqrt(max(gradient.dot(gradient), 0)) > enough and n_steps < MAX_STEPS:
+    while _norm(gradient) > enough and n_steps < MAX_STEPS:
         direction = _direction(gradient, past)
-        step = _line_search(problem, at, direction, unit)
-        at = at.plus(direction, step)
-        last, gradient, n_steps = gradient, _gradient(rows, problem, at, unit), n_steps + 1
-        moved, change = direction.times(step), gradient.plus(last, -1)
-        if moved.dot(change) <= 0:  # impossible for a convex function: the products' rounding has taken over
+        moved = direction.times(_step(losses, at, direction, unit))
+        at, last, n_steps = at.plus(moved, 1), gradient, n_steps + 1
+        gradient = _gradient(rows, losses, at, unit)
+        change = gradient.plus(last, -1)
+        if moved.dot(change) <= 0:  # impossible for a convex function: rounding has taken over
             break
         past = [*past[-MEMORY + 1 :], (moved, change)]
     bias = at.b * unit
-    means = _uncentred(rows, at.a)
-    return Solution(at.a, bias - means, at.image + bias, n_steps)
+    return Solution(at.a, bias - _excess(rows, at.a, kind), at.image + bias, kind, n_steps)
 
 
-def _start(rows: Rows, labels: NDArray[Any], n_classes: int, unit: float, start: Solution | None) -> _Point:
-    if start is None:
-        shape = (len(labels), n_classes)
-        return _Point(np.zeros(shape), np.zeros(shape), np.zeros(n_classes))
-    bias = start.bias + _uncentred(rows, start.coefficients)
-    return _Point(start.coefficients, start.scores - bias, bias / unit)
+def _norm(point: _Point) -> float:
+    return max(point.dot(point), 0.0) ** 0.5
 
 
-def _uncentred(rows: Rows, a: Floats) -> Floats:
-    """Mean of the uncentred scores, (K,): what the intercepts of centred rows hold in excess."""
-    return rows.product(a).mean(axis=0)
+def _product(rows: Sparse, a: Floats, kind: Kind) -> Floats:
+    """Gram matrix of the rows times coefficients, (n, K); column by column, which scipy does several times faster."""
+    free = a.shape[1] - (kind == "multinomial")  # those of a softmax sum to zero in every row
+    images = [rows @ (rows.T @ column) for column in a.T[:free].copy()]
+    return np.stack(images if kind == "one-vs-rest" else [*images, -np.sum(images, axis=0)], axis=1)
 
 
-def _gradient(rows: Rows, problem: _Problem, at: _Point, unit: float) -> _Point:
-    residual, _ = problem.residual(at.image + at.b * unit)
+def _excess(rows: Sparse, a: Floats, kind: Kind) -> Floats:
+    """Mean uncentred score, (K,): what the intercepts of centred rows hold in excess of those of the rows themselves."""
+    return _product(rows, a, kind).mean(axis=0)
+
+
+def _gradient(rows: Sparse, losses: _Losses, at: _Point, unit: float) -> _Point:
+    residual = losses.gradient(at.image + at.b * unit)
     centred = residual - residual.mean(axis=0)
-    image = rows.product(centred)
-    image -= image.mean(axis=0)
-    return _Point(at.a + centred, at.image + image, unit * residual.sum(axis=0))
+    image = _product(rows, centred, losses.kind)
+    return _Point(at.a + centred, at.image + image - image.mean(axis=0), unit * residual.sum(axis=0))
 
 
 def _direction(gradient: _Point, past: Sequence[tuple[_Point, _Point]]) -> _Point:
-    """Two-loop recursion of L-BFGS (Nocedal and Wright, algorithm 7.4)."""
-    q, kept = gradient, []
+    """Two-loop recursion of L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4)."""
+    q, factors = gradient, []
     for s, y in reversed(past):
-        factor = s.dot(q) / s.dot(y)
-        q = q.plus(y, -factor)
-        kept.append(factor)
+        factors.append(s.dot(q) / s.dot(y))
+        q = q.plus(y, -factors[-1])
     if past:
         s, y = past[-1]
         q = q.times(s.dot(y) / y.dot(y))
-    for (s, y), factor in zip(past, reversed(kept), strict=True):
+    for (s, y), factor in zip(past, reversed(factors), strict=True):
         q = q.plus(s, factor - y.dot(q) / s.dot(y))
     return q.times(-1)
 
 
-def _line_search(problem: _Problem, at: _Point, direction: _Point, unit: float) -> float:
-    """Step to where the slope is a tenth of the first one, by Newton's method within a bracket (the slope rises)."""
-    scores, along = at.image + at.b * unit, direction.image + direction.b * unit
+def _step(losses: _Losses, at: _Point, direction: _Point, unit: float) -> float:
+    """Step to where the slope is at most half of the first one, by Newton's method within a bracket: the slope only rises."""
+    scores, change = at.image + at.b * unit, direction.image + direction.b * unit
     first, bend = float(np.vdot(at.image, direction.a)), float(np.vdot(direction.image, direction.a))
 
     def slopes(step: float) -> tuple[float, float]:
-        slope, second = problem.slope(scores + step * along, along)
+        slope, second = losses.along(scores + step * change, change)
         return slope + first + step * bend, second + bend
 
     low, high, step = 0.0, np.inf, 1.0
-    target = 0.1 * abs(slopes(0.0)[0])
+    target = 0.5 * abs(slopes(0.0)[0])
     for _ in range(50):
         slope, second = slopes(step)
         if abs(slope) <= target:

@@ -176,9 +176,17 @@ class FeatureSpace:
         """What the blocks are."""
         return tuple(block.settings for block in self.blocks)
 
-    def names(self) -> tuple[str, ...]:
-        """The n-gram of each column, as text."""
-        return tuple(name for block in self.blocks for name in block.vocabulary.names(block.settings.analyzer))
+    def names(self, columns: Sequence[int] | None = None) -> tuple[str, ...]:
+        """The n-gram of each column, or of some, as text."""
+        if columns is None:
+            return tuple(name for block in self.blocks for name in block.vocabulary.names(block.settings.analyzer))
+        ends = np.cumsum([len(block.idf) for block in self.blocks])
+        return tuple(self._name(int(np.searchsorted(ends, column, side="right")), column, ends) for column in columns)
+
+    def _name(self, i: int, column: int, ends: NDArray[np.int64]) -> str:
+        block = self.blocks[i]
+        code = block.vocabulary.codes[column - ends[i]]  # counted from the end of the block
+        return Vocabulary(block.vocabulary.units, code[None]).names(block.settings.analyzer)[0]
 
     def transform(self, texts: Sequence[str]) -> Sparse:
         """Weights, csr float32, shape (texts, n_features); n-grams that the training texts lack are left out."""
@@ -223,7 +231,14 @@ def _block(settings: Ngrams, i: int, arrays: Mapping[str, NDArray[Any]]) -> Bloc
     units = tuple(piece.decode("utf-8", "surrogatepass") for piece in pieces)
     codes, idf = arrays[f"{i}.codes"].astype(np.int64), arrays[f"{i}.idf"].astype(np.float32)
     ascending = list(units) == sorted(set(units)) and bool((np.diff(codes) > 0).all())
-    if not ascending or codes.shape != idf.shape or offsets[-1] != len(data) or not np.isfinite(idf).all():
+    inside = not len(codes) or 0 < codes[0] <= codes[-1] < (len(units) + 1) ** settings.high
+    if (
+        not ascending
+        or not inside
+        or codes.shape != idf.shape
+        or offsets[-1] != len(data)
+        or not np.isfinite(idf).all()
+    ):
         raise ValueError(settings.analyzer)
     return Block(settings, Vocabulary(units, codes), idf)
 

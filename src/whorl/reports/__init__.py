@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
     from whorl.calibration import Calibration
     from whorl.comparison import Comparison
+    from whorl.derivation.result import DerivationResult
     from whorl.identification import Identification
+    from whorl.identity.result import IdentityResult
     from whorl.surveys import Survey
     from whorl.trees import Tree
 
-    Result: TypeAlias = Comparison | Identification | Survey | Tree
+    Result: TypeAlias = Comparison | Identification | Survey | Tree | IdentityResult | DerivationResult
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,7 +47,7 @@ def report(
     """Write one HTML file about results.
 
     Args:
-        results: Comparisons, identifications, trees and surveys, or paths of saved ones, in the order in which they are shown.
+        results: Comparisons, identifications, trees, surveys and tests on outputs, or paths of saved ones, in the order shown.
         out: The file to write; missing folders are made.
         light: Leave out the script that shows all methods' values of the pair under the pointer.
         truth: For surveys of models whose lineage is known: model name -> lineage, or a mapping with `group` and

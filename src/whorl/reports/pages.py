@@ -4,6 +4,8 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from whorl.calibration import Calibration, shipped
@@ -11,7 +13,9 @@ from whorl.errors import UsageError
 from whorl.registry import method as method_of
 from whorl.reports.clustermap import Clustermap, clustermap
 from whorl.reports.comparison_page import ComparisonView, comparison_view
+from whorl.reports.derivation_page import DerivationView, derivation_view
 from whorl.reports.identification_page import IdentificationView, identification_view
+from whorl.reports.identity_page import IdentityView, identity_view
 from whorl.reports.lineages import Lineage, Separation, letters, separation
 from whorl.reports.rug import Rug, rug
 from whorl.reports.shown import number
@@ -19,6 +23,7 @@ from whorl.reports.stored import Stored
 from whorl.reports.stored_comparison import StoredComparison
 from whorl.reports.stored_identification import StoredIdentification
 from whorl.reports.stored_survey import StoredPair, StoredSurvey, StoredTable, StoredWarning
+from whorl.reports.stored_transcripts import StoredDerivation, StoredIdentity
 from whorl.reports.stored_tree import StoredLineage
 from whorl.reports.tree_page import TreeView, tree_view
 from whorl.reports.verdict_words import EXACT
@@ -98,7 +103,12 @@ class MethodView:
     paragraphs: tuple[str, ...]
 
 
-View = ComparisonView | IdentificationView | SurveyView | TreeView
+View = ComparisonView | IdentificationView | SurveyView | TreeView | IdentityView | DerivationView
+TEST_MODULES = {
+    StoredIdentity: ("whorl.identity.identity", "whorl.identity.permutation", "whorl.identity.power"),
+    StoredDerivation: ("whorl.derivation.levels", "whorl.derivation.signflip", "whorl.derivation.judgement"),
+}
+"""Where the tests on outputs are written down; each module is one entry under "The methods"."""
 
 
 def short_name(method: str) -> str:
@@ -124,7 +134,11 @@ def views(
     anchors = _anchors(name for r in results for name in _methods(r))
     known = shipped() if calibrations is None else calibrations
     sections = tuple(_view(r, anchors, truth, known) for r in results)
-    return sections, tuple(_method(name, anchor) for name, anchor in anchors.items())
+    tests = dict.fromkeys(
+        m for r in results if isinstance(r, StoredIdentity | StoredDerivation) for m in TEST_MODULES[type(r)]
+    )
+    methods = [_method(name, anchor) for name, anchor in anchors.items()]
+    return sections, (*methods, *(_test(module, f"test-{i}") for i, module in enumerate(tests, 1)))
 
 
 def _view(
@@ -136,6 +150,10 @@ def _view(
         return identification_view(result, anchors, calibrations)
     if isinstance(result, StoredLineage):
         return tree_view(result)
+    if isinstance(result, StoredIdentity):
+        return identity_view(result)
+    if isinstance(result, StoredDerivation):
+        return derivation_view(result)
     return _survey(result, anchors, truth)
 
 
@@ -146,7 +164,7 @@ def _methods(result: Stored) -> list[str]:
         return [e.method for c in result.candidates for e in c.evidence]
     if isinstance(result, StoredLineage):
         return result.config.methods
-    return [t.method for t in result.tables]
+    return [t.method for t in result.tables] if isinstance(result, StoredSurvey) else []
 
 
 def _method(name: str, anchor: str) -> MethodView:
@@ -154,9 +172,16 @@ def _method(name: str, anchor: str) -> MethodView:
         kind = type(method_of(name))
     except UsageError:
         return MethodView(name, anchor, "", ("This method is not installed where the report was made.",))
-    text = inspect.getdoc(sys.modules[kind.__module__]) or ""
-    paragraphs = tuple(" ".join(p.split()).replace("`", "") for p in text.split("\n\n"))
-    return MethodView(name, anchor, kind.paper, paragraphs)
+    return MethodView(name, anchor, kind.paper, _paragraphs(sys.modules[kind.__module__]))
+
+
+def _test(module: str, anchor: str) -> MethodView:
+    return MethodView(module.removeprefix("whorl."), anchor, "", _paragraphs(import_module(module)))
+
+
+def _paragraphs(module: ModuleType) -> tuple[str, ...]:
+    text = inspect.getdoc(module) or ""
+    return tuple(" ".join(p.split()).replace("`", "") for p in text.split("\n\n"))
 
 
 def _survey(result: StoredSurvey, anchors: Mapping[str, str], truth: Mapping[str, Lineage]) -> SurveyView:

@@ -16,16 +16,19 @@ from whorl.errors import MalformedFile, UnsupportedFile, UsageError
 from whorl.reports.stored_comparison import StoredComparison
 from whorl.reports.stored_identification import StoredIdentification
 from whorl.reports.stored_survey import StoredSurvey
+from whorl.reports.stored_transcripts import StoredDerivation, StoredIdentity
 from whorl.reports.stored_tree import StoredLineage
 
 AGAIN = "Make it again with `whorl compare --out` or `whorl demo`."
 
-Stored = StoredComparison | StoredIdentification | StoredSurvey | StoredLineage
+Stored = StoredComparison | StoredIdentification | StoredSurvey | StoredLineage | StoredIdentity | StoredDerivation
 KINDS: dict[str, tuple[int, type[Stored]]] = {
     "comparison": (2, StoredComparison),
     "identification": (1, StoredIdentification),
     "survey": (1, StoredSurvey),
     "tree": (1, StoredLineage),
+    "identity": (1, StoredIdentity),
+    "derivation": (1, StoredDerivation),
 }
 
 

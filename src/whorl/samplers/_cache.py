@@ -37,7 +37,7 @@ def _roomy_layer() -> Any:
     import torch
     from transformers.cache_utils import DynamicLayer
 
-    class RoomyLayer(DynamicLayer):  # type: ignore[misc, valid-type]
+    class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         """One layer: tables of shape (batch, heads, room, d_head), of which the first tokens are used."""
 
         def __init__(self, room: int) -> None:

@@ -43,7 +43,9 @@ def render(template: str, conversations: Sequence[Conversation], special: Mappin
     command = [sys.executable, "-m", "whorl.samplers._chat_child"]
     limit_s = MAX_START_S + MAX_SECONDS * len(conversations)
     try:
-        done = subprocess.run(command, input=task, capture_output=True, text=True, timeout=limit_s, check=False)
+        done = subprocess.run(  # noqa: S603 - our own module
+            command, input=task, capture_output=True, text=True, timeout=limit_s, check=False
+        )
     except subprocess.TimeoutExpired:
         raise _unsafe(label, f"over {limit_s:.0f} seconds", f"{MAX_SECONDS} seconds a conversation") from None
     if done.returncode == TOO_LONG:

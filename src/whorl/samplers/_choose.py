@@ -14,7 +14,7 @@ only rounding of the logits can change a draw. E has 53 random bits: with the 24
 would be 0, and over a vocabulary of 100,000 one token in 170 would be noise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from whorl._threads import n_cores
-from whorl.errors import NotComparable, UsageError, safe_name
+from whorl.errors import NotComparable, UsageError
 from whorl.transcripts.record import PROVIDER_DEFAULT, Decoding
 
 Tensor = Any
@@ -50,36 +50,21 @@ class Rule:
         return not self.greedy and values == (1, 1, 0, 0, 1)
 
 
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("temperature", "0 or above", lambda x: 0 <= x < float("inf")),
-    ("top_p", "above 0 and at most 1", lambda x: 0 < x <= 1),
-    ("top_k", "a whole number from 0", lambda x: x >= 0 and x == int(x)),
-    ("min_p", "from 0 and below 1", lambda x: 0 <= x < 1),
-    ("repetition_penalty", "above 0", lambda x: 0 < x < float("inf")),
-    ("max_new_tokens", "a whole number from 1", lambda x: x >= 1 and x == int(x)),
-    ("min_new_tokens", "a whole number from 0", lambda x: x >= 0 and x == int(x)),
-)
-
-
 def rule_of(decoding: Decoding) -> Rule:
     """The rule of a decoding; temperature 0 is greedy.
 
     Raises:
         NotComparable: a value is unknown or the provider's: a local model has none of its own.
-        UsageError: a value is out of range.
+        UsageError: the shortest answer is longer than the longest.
     """
     values = asdict(decoding)
-    for name, expected, good in _RANGES:
-        value = values[name]
+    for name, value in values.items():
         if value is None or value == PROVIDER_DEFAULT:
             raise NotComparable(f"A local model needs a value for {name}; it is {value or 'unknown'}.")
-        if isinstance(value, bool | str) or not good(value):
-            raise UsageError(f"{name} is {safe_name(value, 40)}; expected {expected}.")
-    if not isinstance(decoding.greedy, bool) or not all(decoding.stop):
-        raise UsageError("greedy is true or false, and no stop string is empty.")
     if values["min_new_tokens"] > values["max_new_tokens"]:
-        raise UsageError("min_new_tokens is above max_new_tokens.")
-    return Rule(**(values | {"greedy": decoding.greedy or values["temperature"] == 0, "stop": decoding.stop}))
+        least, most = values["min_new_tokens"], values["max_new_tokens"]
+        raise UsageError(f"The shortest answer ({least} tokens) is longer than the longest ({most}).")
+    return Rule(**(values | {"stop": decoding.stop, "greedy": decoding.greedy or values["temperature"] == 0}))
 
 
 class Noise:
@@ -104,10 +89,10 @@ class Noise:
         list(each(self._fill, range(len(self._rows))))
         return torch.from_numpy(self._values)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Iterable[int]) -> None:
         """Go on with some of the rows."""
         self._rows = [self._rows[i] for i in rows]
-        self._values = np.empty((len(rows), self._values.shape[1]), np.float32)
+        self._values = np.empty((len(self._rows), self._values.shape[1]), np.float32)
 
     def close(self) -> None:
         """End the threads."""
@@ -143,7 +128,7 @@ def filtered(logits: Tensor, rule: Rule, seen: Tensor | None = None, suppressed:
     if rule.temperature != 1:
         logits = logits / rule.temperature
     if 0 < rule.top_k < logits.shape[1]:
-        logits = logits.masked_fill(logits < logits.topk(int(rule.top_k)).values[:, -1:], -np.inf)
+        logits = logits.masked_fill(logits < logits.topk(rule.top_k).values[:, -1:], -np.inf)
     if rule.top_p < 1:
         logits = _nucleus(logits, rule)
     if rule.min_p > 0:
@@ -154,7 +139,7 @@ def filtered(logits: Tensor, rule: Rule, seen: Tensor | None = None, suppressed:
 
 def _nucleus(logits: Tensor, rule: Rule) -> Tensor:
     """Top-p; after top-k only its tokens need to be sorted."""
-    n_candidates = int(rule.top_k) if 0 < rule.top_k < logits.shape[1] else logits.shape[1]
+    n_candidates = rule.top_k if 0 < rule.top_k < logits.shape[1] else logits.shape[1]
     values, places = logits.topk(n_candidates) if n_candidates < logits.shape[1] else logits.sort(1, descending=True)
     shares = values.softmax(1)
     # Share of this token and all less probable ones, summed from the smallest as transformers does.

@@ -4,33 +4,32 @@ Sent are temperature, top_p, max_tokens, stop, seed and logprobs. Four more sett
 min_tokens) are fields that vLLM and others added; a plain server refuses them, so they are sent only when they would change
 something. A neutral one that was asked for and not sent is named in the record, since a server may have other defaults.
 
-Answers come from strangers: size, JSON, shape, model name and log-probabilities are checked. Unlike everywhere else, unknown
-fields are ignored: every server adds its own. Log-probabilities that cannot be right are dropped with a note; the text stays.
+Answers come from strangers: size, JSON, shape, model name and log-probabilities are checked. Log-probabilities that cannot be
+right are dropped with a note (or fail the draw, where they are required); the text stays.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import ValidationError
 
 from whorl._readers import limits, strict_json
 from whorl._readers.subject import size_text
 from whorl.errors import InputRefused, NotComparable, RemoteError, UsageError, safe_name
 from whorl.samplers._endpoint import Kind
+from whorl.samplers._foreign import MAX_KEPT, Foreign, Mask
+from whorl.samplers._logprobs import Logs, Tops, Unusable, read_logprobs
 from whorl.samplers.limits import Use
 from whorl.transcripts.record import PROVIDER_DEFAULT, Decoding, Draw, Finish, Setting
 
-MAX_SHOWN = 200
-MAX_KEPT = limits.MAX_TRANSCRIPT_LINE // 3  # of text and of log-probabilities each: prompt and escapes fit beside them
+REFUSED = "RequestRefused"
 MAX_COUNT = 1_000_000_000  # tokens of one request that are believed
-SHORTEST_SECRET = 8  # shorter keys ("EMPTY") are placeholders of local servers and ordinary words
-ROUNDING = 1e-6  # some servers round a log-probability of 0 to slightly above
 
-_PLAIN = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_tokens"}
+LengthField = Literal["max_tokens", "max_completion_tokens"]
+
 _EXTRA: dict[str, tuple[str, tuple[float, ...]]] = {
     "top_k": ("top_k", (0, -1)),
     "min_p": ("min_p", (0,)),
@@ -38,7 +37,6 @@ _EXTRA: dict[str, tuple[str, tuple[float, ...]]] = {
     "min_new_tokens": ("min_tokens", (0,)),
 }
 _FINISH: dict[str, Finish] = {"stop": "stop", "eos_token": "stop", "length": "length", "content_filter": "filter"}
-_LOGIN = re.compile(r"://[^/\s@\"]*@")
 _STAMP = re.compile(r"[-@:](?:\d{4}-\d{2}-\d{2}|\d{2}-\d{4}|\d{2}-\d{2}|\d{3,8})")
 
 
@@ -78,30 +76,6 @@ class TryLater(Failure):
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Hides a key in foreign text: a server can echo what it was sent.
-
-    Args:
-        key: The key; None when there is none.
-    """
-
-    key: SecretStr | None
-
-    def __call__(self, text: str) -> str:
-        """The text with the key, if it is long enough to be one, replaced by `***`."""
-        secret = self.key.get_secret_value() if self.key else ""
-        return text.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else text
-
-    def shown(self, text: object) -> str:
-        """Foreign text for a message or a note: masked, escaped, without quotes (as of a field's name), cut."""
-        return safe_name(self.name(str(text)).replace('"', "'"), MAX_SHOWN)
-
-    def name(self, text: str) -> str:
-        """A foreign name: masked, and without the user and password of an address."""
-        return _LOGIN.sub("://***@", self(text))[:MAX_SHOWN]
-
-
-@dataclass(frozen=True)
 class Answer:
     """What a server answered, checked.
 
@@ -136,6 +110,8 @@ class Dialect:
         require_logprobs: An answer without usable log-probabilities is a failure.
         allow_other_model: Accept any model name in the answer.
         mask: Hides the key.
+        seeded: Send the seed.
+        length_field: Field of the longest answer: "max_tokens" or "max_completion_tokens".
 
     Raises:
         UsageError: a contradiction between them.
@@ -148,6 +124,8 @@ class Dialect:
     require_logprobs: bool
     allow_other_model: bool
     mask: Mask
+    seeded: bool = True
+    length_field: LengthField = "max_tokens"
 
     def __post_init__(self) -> None:
         if self.kind == "completion" and self.system is not None:
@@ -171,8 +149,10 @@ class Dialect:
 
     def request(self, draw: Draw, decoding: Decoding, seed: int) -> bytes:
         """The body of the request for one draw."""
-        fields: dict[str, Any] = {"model": self.model, "seed": seed, "stream": False}
-        fields |= _sent_settings(decoding) | self._logprob_fields()
+        fields: dict[str, Any] = {"model": self.model, "stream": False}
+        fields |= _sent_settings(decoding, self.length_field) | self._logprob_fields()
+        if self.seeded:
+            fields["seed"] = seed
         content = draw.prompt.to_json()
         if self.kind == "completion":
             fields["prompt"] = content
@@ -212,8 +192,8 @@ class Dialect:
             raise Failure("TooLong", f"a text over {size_text(MAX_KEPT)}", use=use)
         reported = self._reported(fields)
         try:
-            logprobs, tops = self._checked_logprobs(choice, text)
-        except _Unusable as reason:
+            logprobs, tops = self._logprobs(choice, text)
+        except Unusable as reason:
             if self.require_logprobs:
                 raise Failure("NoLogprobs", str(reason), use=use) from None
             return Answer(text, finish, reported, use, note=str(reason))
@@ -233,32 +213,12 @@ class Dialect:
             return choice.message.content or choice.message.refusal or ""  # a refusal is an ordinary answer
         raise Failure("MalformedAnswer", f"an answer of another route than {self.kind}")
 
+    def _logprobs(self, choice: "_Choice", text: str) -> tuple[Logs | None, Tops | None]:
+        return (None, None) if self.logprobs is None else read_logprobs(choice.logprobs, self.kind, text, self.mask)
+
     def _reported(self, fields: "_Fields") -> str | None:
         known = [part for part in (fields.model, fields.system_fingerprint) if part]
         return self.mask.name(" ".join(known)) if known else None
-
-    def _checked_logprobs(
-        self, choice: "_Choice", text: str
-    ) -> tuple[tuple[float, ...] | None, tuple[dict[str, float | None], ...] | None]:
-        if self.logprobs is None:
-            return None, None
-        if choice.logprobs is None:
-            raise _Unusable("no log-probabilities were sent")
-        try:
-            positions = _positions(choice.logprobs, self.kind)
-        except ValidationError:
-            raise _Unusable("log-probabilities of another shape than the protocol's") from None
-        spelled = "".join(position.token for position in positions)
-        # By characters: a part of one is sent as a replacement character or an escape, so tokens never spell less.
-        if len(spelled) < len(text):
-            raise _Unusable(f"log-probabilities end after {len(spelled)} of {len(text)} characters")
-        if self.mask(spelled) != spelled:
-            raise _Unusable("a secret was masked in the text")
-        logprobs = tuple(_drawn(at.logprob) for at in positions)
-        tops = tuple({self.mask(token): _checked(value) for token, value in at.top.items()} for at in positions)
-        if len(json.dumps([logprobs, tops], ensure_ascii=False).encode()) > MAX_KEPT:
-            raise _Unusable(f"log-probabilities over {size_text(MAX_KEPT)}; ask for fewer alternatives")
-        return logprobs, tops if any(tops) else None
 
 
 def not_sent(decoding: Decoding) -> list[str]:
@@ -292,93 +252,28 @@ def error_message(body: bytes, mask: Mask) -> str:
     return mask.shown(message) if isinstance(message, str) else ""
 
 
-class _Unusable(Exception):
-    """Log-probabilities that cannot be right; the message is the reason."""
-
-
-class _Foreign(BaseModel):
-    # Every server adds fields of its own, so they are ignored here and only here.
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-
-class _Message(_Foreign):
+class _Message(Foreign):
     content: str | None = None
     refusal: str | None = None
 
 
-class _Choice(_Foreign):
+class _Choice(Foreign):
     text: str | None = None
     message: _Message | None = None
     finish_reason: str | None = None
     logprobs: Any = None
 
 
-class _Fields(_Foreign):
+class _Fields(Foreign):
     choices: list[_Choice]
     model: str | None = None
     system_fingerprint: str | None = None
     usage: Any = None
 
 
-class _Usage(_Foreign):
+class _Usage(Foreign):
     prompt_tokens: int
     completion_tokens: int
-
-
-class _CompletionLogprobs(_Foreign):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None] | None = None
-
-
-class _Top(_Foreign):
-    token: str
-    logprob: float
-
-
-class _ChatToken(_Top):
-    top_logprobs: list[_Top] = []
-
-
-class _ChatLogprobs(_Foreign):
-    content: list[_ChatToken]
-
-
-@dataclass(frozen=True)
-class _Position:
-    token: str
-    logprob: float | None
-    top: Mapping[str, float]
-
-    @classmethod
-    def of_chat(cls, at: _ChatToken) -> Self:
-        # Two ids can spell one text: the more probable one comes first.
-        return cls(at.token, at.logprob, {top.token: top.logprob for top in reversed(at.top_logprobs)})
-
-
-def _positions(value: Any, kind: Kind) -> list[_Position]:
-    if kind == "chat":
-        return [_Position.of_chat(at) for at in _ChatLogprobs.model_validate(value).content]
-    lists = _CompletionLogprobs.model_validate(value)
-    tops = lists.top_logprobs or [None] * len(lists.tokens)
-    if not len(lists.tokens) == len(lists.token_logprobs) == len(tops):
-        counts = f"{len(lists.tokens)} tokens, {len(lists.token_logprobs)} values, {len(tops)} alternatives"
-        raise _Unusable(f"log-probabilities of different lengths ({counts})")
-    rows = zip(lists.tokens, lists.token_logprobs, tops, strict=True)
-    return [_Position(token, logprob, top or {}) for token, logprob, top in rows]
-
-
-def _drawn(value: float | None) -> float:
-    checked = None if value is None else _checked(value)
-    if checked is None:
-        raise _Unusable("a log-probability of a drawn token is missing or minus infinity")
-    return checked
-
-
-def _checked(value: float) -> float | None:
-    if math.isnan(value) or value > ROUNDING:
-        raise _Unusable("a log-probability is above 0 or no number")
-    return min(value, 0.0) if math.isfinite(value) else None
 
 
 def _parse(body: bytes, mask: Mask) -> _Fields:
@@ -418,8 +313,9 @@ def _use(usage: Any) -> Use | None:
     return Use(1, counts.prompt_tokens, counts.completion_tokens)
 
 
-def _sent_settings(decoding: Decoding) -> dict[str, Any]:
-    values: dict[str, Setting] = {field: getattr(decoding, name) for name, field in _PLAIN.items()}
+def _sent_settings(decoding: Decoding, length_field: LengthField) -> dict[str, Any]:
+    values: dict[str, Setting] = {"temperature": decoding.temperature, "top_p": decoding.top_p}
+    values[length_field] = decoding.max_new_tokens
     if decoding.greedy is True:
         values["temperature"] = 0.0
     for name, (field, neutral) in _EXTRA.items():

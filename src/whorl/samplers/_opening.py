@@ -7,7 +7,7 @@ pickle, no adapter of another repository and no remote code can come in. Adapter
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +53,12 @@ class Opened:
     notes: tuple[str, ...]
 
 
-def open_for_sampling(
-    ref: str, *, device: str, dtype: str, offline: bool = False, progress: Progress = silent
-) -> Opened:
-    """Read a model and put it on a device.
+@contextmanager
+def checked_files(ref: str, *, offline: bool, progress: Progress = silent) -> Iterator[tuple[OpenedModel, LocalFolder]]:
+    """The open model and its folder, tokenizer files included; nothing in it names code.
 
     Raises:
-        UsageError: the reference, device or dtype is wrong, or transformers is missing.
+        UsageError: the reference is wrong, or transformers is missing.
         InputRefused: files break a rule, name code, or are of a kind that cannot answer.
         RemoteError: the Hub failed.
     """
@@ -69,15 +68,31 @@ def open_for_sampling(
         if opened.commit is not None and not offline:
             folder = _with_tokenizer(opened, folder)
         refuse_custom_code(opened.source.config, opened.resolved)
-        dtype = _dtype_of(opened.source, dtype)
+        yield opened, folder
+
+
+def open_for_sampling(
+    ref: str, *, device: str, dtype: str, offline: bool = False, progress: Progress = silent
+) -> Opened:
+    """Read a model and put it on a device.
+
+    Raises:
+        UsageError: the reference, device or dtype is wrong, or transformers is missing.
+        InputRefused, RemoteError: as `checked_files`, and for tensors that do not fit the config.
+    """
+    with checked_files(ref, offline=offline, progress=progress) as (opened, folder):
+        device, dtype = checked_device(device), stored_dtype(opened.source, dtype)
+        tokenizer, digest = read_tokenizer(folder)
         tensors, weights = _read(opened.source, dtype, progress)
-        model = _model(opened, tensors, dtype, checked_device(device))
-        tokenizer, digest = _tokenizer(folder)
-        whole = opened.commit is not None and not isinstance(opened.source, AdapterSource)
-        revision = opened.commit if whole else weights
-        notes = opened.notes
-        name = ModelId(_label(ref), revision, PRECISIONS[dtype])
-    return Opened(name, model, tokenizer, digest, _ends(folder, model, tokenizer), notes)
+        model = _model(opened, tensors, dtype, device)
+        name = model_id(ref, opened, weights, dtype)
+    return Opened(name, model, tokenizer, digest, ends_of(folder, model.config, tokenizer), opened.notes)
+
+
+def model_id(ref: str, opened: OpenedModel, weights: str, dtype: str) -> ModelId:
+    """Who answers: the commit of a whole repository, otherwise the digest of the weights, is the revision."""
+    whole = opened.commit is not None and not isinstance(opened.source, AdapterSource)
+    return ModelId(_label(ref), opened.commit if whole else weights, PRECISIONS[dtype])
 
 
 def require_transformers() -> None:
@@ -149,20 +164,34 @@ def _with_tokenizer(opened: OpenedModel, folder: LocalFolder) -> LocalFolder:
 
 
 def _read(source: TensorSource, dtype: str, progress: Progress) -> tuple[dict[str, Any], str]:
-    """All tensors in one type, and the digest of the stored weights: that of `Fingerprint.weights_digest`."""
+    """All tensors in one type, and the digest of the stored weights."""
     import torch
 
-    tensors, total = {}, hashlib.sha256()
+    kept: dict[str, Any] = {}
+
+    def keep(name: str, values: Any) -> None:
+        kept[name] = torch.from_numpy(values).to(getattr(torch, dtype))
+
+    return kept, weights_digest(source, keep, progress)
+
+
+def weights_digest(source: TensorSource, keep: Callable[[str, Any], None], progress: Progress = silent) -> str:
+    """SHA-256 of the stored weights, equal to `Fingerprint.weights_digest`; each tensor is shown to `keep` on the way."""
+    total = hashlib.sha256()
     for done, (name, info) in enumerate(sorted(source.tensors.items())):
-        progress("weights", done, len(source.tensors))
+        progress("tensors", done, len(source.tensors))
         digest = hashlib.sha256()
-        values = source.rows(name, digest=digest)
+        keep(name, source.rows(name, digest=digest))
         total.update(json.dumps([name, info.dtype, list(info.shape), digest.hexdigest()]).encode())
-        tensors[name] = torch.from_numpy(values).to(getattr(torch, dtype))
-    return tensors, total.hexdigest()
+    return total.hexdigest()
 
 
-def _dtype_of(source: TensorSource, dtype: str) -> str:
+def stored_dtype(source: TensorSource, dtype: str) -> str:
+    """The dtype to compute in; "auto" is the one most values are stored in.
+
+    Raises:
+        UsageError: another one.
+    """
     if dtype != "auto":
         if dtype not in PRECISIONS:
             raise UsageError(f"Unknown dtype '{safe_name(dtype, 40)}'; expected auto, {', '.join(PRECISIONS)}.")
@@ -180,7 +209,7 @@ def _model(opened: OpenedModel, tensors: Mapping[str, Any], dtype: str, device: 
     """The model of transformers with these tensors; nothing missing, nothing of another shape."""
     import torch
 
-    config = _config(opened)
+    config = read_config(opened)
     with quiet(), torch.random.fork_rng(devices=[]):
         from transformers import AutoModelForCausalLM
 
@@ -188,8 +217,10 @@ def _model(opened: OpenedModel, tensors: Mapping[str, Any], dtype: str, device: 
             raise _cannot_answer(opened, config.model_type)
         kind = AutoModelForCausalLM._model_mapping[type(config)]
         options = {"config": config, "state_dict": dict(tensors), "dtype": getattr(torch, dtype)}
+        # Reported, and refused below with their names.
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
         try:
-            model, report = kind.from_pretrained(None, output_loading_info=True, trust_remote_code=False, **options)
+            model, report = kind.from_pretrained(None, **options)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise _does_not_fit(opened, safe_name(error, 200)) from error
     wrong = dict.fromkeys(report["missing_keys"], "is missing")
@@ -199,7 +230,12 @@ def _model(opened: OpenedModel, tensors: Mapping[str, Any], dtype: str, device: 
     return model.eval().to(device)
 
 
-def _config(opened: OpenedModel) -> Any:
+def read_config(opened: OpenedModel) -> Any:
+    """The configuration of transformers.
+
+    Raises:
+        InputRefused: of an unknown family, with a value out of range, or of packed weights.
+    """
     from transformers import CONFIG_MAPPING
 
     given = dict(opened.source.config)
@@ -228,7 +264,7 @@ def _does_not_fit(opened: OpenedModel, found: str) -> MalformedFile:
 # -- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(folder: LocalFolder) -> tuple[Any, str]:
+def read_tokenizer(folder: LocalFolder) -> tuple[Any, str]:
     """The tokenizer of transformers, and the digest of its files."""
     from transformers import AutoTokenizer
 
@@ -252,13 +288,13 @@ def _tokenizer(folder: LocalFolder) -> tuple[Any, str]:
     return made, digest.hexdigest()
 
 
-def _ends(folder: LocalFolder, model: Any, tokenizer: Any) -> tuple[int, ...]:
+def ends_of(folder: LocalFolder, config: Any, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end an answer, as config, generation config and tokenizer name them."""
-    given: list[Any] = [model.config.get_text_config().eos_token_id, tokenizer.eos_token_id]
+    given: list[Any] = [config.get_text_config().eos_token_id, tokenizer.eos_token_id]
     if _GENERATION in folder:
         given.append(folder.json(_GENERATION, "config").get("eos_token_id"))
     flat = [value for item in given for value in (item if isinstance(item, list) else [item])]
-    n_vocab = model.get_output_embeddings().weight.shape[0]
+    n_vocab = config.get_text_config().vocab_size
     return tuple(sorted({value for value in flat if type(value) is int and 0 <= value < n_vocab}))
 
 

@@ -16,7 +16,8 @@ from whorl._readers import limits
 from whorl._readers.subject import size_text
 from whorl.errors import RemoteError, UnsafeFile, WhorlError, safe_name
 from whorl.samplers._endpoint import Endpoint
-from whorl.samplers._openai import Failure, Mask, TryLater, error_message
+from whorl.samplers._foreign import Mask
+from whorl.samplers._openai import REFUSED, Failure, TryLater, error_message
 from whorl.samplers.limits import Clock, Use, retry_after_s
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Service:
         clock: Clock,
     ) -> None:
         self.endpoint, self.clock = endpoint, clock
+        self.answered = False  # whether the address has proved right
         self._key, self._key_env, self._timeout_s, self._transport = key, key_env, timeout_s, transport
 
     def client(self, concurrency: int) -> "httpx2.AsyncClient":
@@ -58,6 +60,7 @@ class Service:
         return httpx2.AsyncClient(
             follow_redirects=False,  # the key would follow
             trust_env=proxied,
+            verify=httpx2.create_ssl_context(),  # also with the user's own authorities, SSL_CERT_FILE
             transport=self._transport,
             timeout=httpx2.Timeout(None, connect=min(CONNECT_S, self._timeout_s)),
             limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
@@ -126,7 +129,7 @@ class Service:
         import httpx2
 
         try:
-            target = httpx2.URL(self.endpoint.url).join(response.headers["Location"])
+            target = httpx2.URL(self.endpoint.url).join(response.headers.get("Location", ""))
         except httpx2.InvalidURL:
             target = None
         here = httpx2.URL(self.endpoint.url)
@@ -158,7 +161,7 @@ class Service:
         if status >= 500:
             wait_s = retry_after_s(response.headers.get("Retry-After"), self.clock.utc())
             raise TryLater("ServerError", f"status {status}{because}", wait_s=wait_s)
-        raise Failure("RequestRefused", f"status {status}{because}", use=Use(1))
+        raise Failure(REFUSED, f"status {status}{because}", use=Use(1))
 
     def _no_connection(self, error: Exception) -> WhorlError | Failure:
         causes = _causes(error)

@@ -6,7 +6,8 @@
   reader: at most `concurrency` draws are under way, and closing the iterator hangs up on them.
 - Every try is reserved in the budget at its largest before it is sent; an answer settles what it used.
 - A draw that fails for good is a record with `error`. A wrong key, another model, a redirect elsewhere, an answer over the
-  cap, a spent budget, or three failures in a row end the run, after what was finished has been given.
+  cap, a spent budget, or three failures in a row (of different prompts, where a prompt is refused) end the run, after what
+  was finished has been given.
 - The key goes into one header, to the address the user named. It is masked in everything that comes back.
 """
 
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import SecretStr
@@ -25,7 +27,8 @@ from pydantic import SecretStr
 from whorl import __version__
 from whorl.errors import RemoteError, UsageError, WhorlError, safe_name
 from whorl.samplers._endpoint import Kind, check_endpoint
-from whorl.samplers._openai import Answer, Dialect, Failure, Mask, TryLater, not_sent
+from whorl.samplers._foreign import Mask
+from whorl.samplers._openai import REFUSED, Answer, Dialect, Failure, LengthField, TryLater, not_sent
 from whorl.samplers._service import Service
 from whorl.samplers.limits import (
     DEFAULT_LIMITS,
@@ -65,6 +68,8 @@ def open_endpoint(
     allow_other_model: bool = False,
     allow_http: bool = False,
     from_file: bool = False,
+    seeded: bool = True,
+    length_field: LengthField = "max_tokens",
     transport: "httpx2.AsyncBaseTransport | None" = None,
     clock: Clock | None = None,
     jitter_seed: int | None = None,
@@ -86,6 +91,8 @@ def open_endpoint(
         allow_other_model: Accept an answer of any model name (see `same_model` for what counts as the same).
         allow_http: Allow unencrypted http to other machines.
         from_file: The address was read from a file: only public addresses are allowed.
+        seeded: Send the seed of each draw. Servers honour it as well as they can; some refuse the field.
+        length_field: Name of the field for the longest answer; newer OpenAI models want "max_completion_tokens".
         transport: In place of the network, as `httpx2.AsyncClient` takes it.
         clock: The time.
         jitter_seed: Of the random part of waits; None differs from run to run.
@@ -100,7 +107,9 @@ def open_endpoint(
         raise UsageError("The endpoint needs the name of a model.")
     endpoint = check_endpoint(url, kind, allow_http=allow_http, from_file=from_file)
     key = _key(key_env)
-    dialect = Dialect(kind, model, system, logprobs, require_logprobs, allow_other_model, Mask(key))
+    dialect = Dialect(
+        kind, model, system, logprobs, require_logprobs, allow_other_model, Mask(key), seeded, length_field
+    )
     service = Service(endpoint, key, key_env, timeout_s, transport, clock or Clock())
     return HttpSampler(service, dialect, limits, budget, random.Random(jitter_seed))
 
@@ -121,7 +130,7 @@ def _key(name: str | None) -> SecretStr | None:
 class HttpSampler:
     """A `Sampler` over HTTP; made by `open_endpoint`.
 
-    The budget holds for all calls of `sample` together; `spent` says what they used.
+    Pace and budget hold for all calls of `sample` together; `spent` says what they used.
     """
 
     def __init__(
@@ -129,6 +138,7 @@ class HttpSampler:
     ) -> None:
         self._service, self._dialect, self._limits, self._budget = service, dialect, limits, budget
         self._ledger, self._jitter = Ledger(budget), jitter
+        self._pace = Pace(limits, service.clock)
 
     def __repr__(self) -> str:
         return f"HttpSampler('{safe_name(self.model.ref)}', {self._dialect.kind})"
@@ -169,42 +179,20 @@ class HttpSampler:
         return self._answers(deque(draws), decoding, randomness)
 
     def _answers(self, waiting: deque[Draw], decoding: Decoding, randomness: Randomness) -> Iterator[Transcript]:
-        ending: WhorlError | None = None
-        open_: set[Future[Transcript]] = set()
-        n_failed, spent_budget = 0, None
+        failed: set[str] = set()
         with _Run(self, decoding, randomness) as run:
-            while True:
-                while waiting and ending is None and len(open_) < self._limits.concurrency:
-                    use = largest_use(waiting[0], decoding, self._dialect.system)
-                    spent_budget = self._ledger.reserve(use)
-                    if spent_budget is not None:
-                        break  # answers under way may give back some of what is reserved for them
-                    open_.add(run.start(waiting.popleft(), use))
-                if not open_:
-                    break
-                done, open_ = wait(open_, return_when=FIRST_COMPLETED)
-                for future in done:
-                    try:
-                        record = future.result()
-                    except CancelledError:
-                        continue
-                    except WhorlError as error:
-                        ending = ending or error
-                    else:
-                        yield record
-                        n_failed = 0 if record.ok else n_failed + 1
-                        if n_failed >= FAILURES_IN_A_ROW:
-                            ending = ending or self._too_many(record)
-                    if ending is not None:
-                        run.wake_and_end()
-        if ending is None and waiting:
-            ending = self._ledger.exhausted(str(spent_budget))
-        if ending is not None:
-            raise ending
+            while run.fill(waiting):
+                for record in run.finished():
+                    yield record
+                    failed = set() if record.ok else failed | {_what_failed(record)}
+                    if len(failed) >= FAILURES_IN_A_ROW:
+                        run.end(self._too_many(record))
+        if run.ending is not None:
+            raise run.ending
 
     def _too_many(self, last: Transcript) -> RemoteError:
         return RemoteError(
-            f"{FAILURES_IN_A_ROW} draws in a row failed at '{safe_name(self.model.ref)}', the last one with "
+            f"{FAILURES_IN_A_ROW} requests in a row failed at '{safe_name(self.model.ref)}', the last one with "
             f"{last.error}: {last.backend['note']}. Finished answers are kept; run again later."
         )
 
@@ -221,12 +209,12 @@ class _Run:
     def __init__(self, sampler: HttpSampler, decoding: Decoding, randomness: Randomness) -> None:
         self._sampler, self._decoding, self._randomness = sampler, decoding, randomness
         self._service, self._dialect, self._ledger = sampler._service, sampler._dialect, sampler._ledger
-        self._limits = sampler._limits
-        self._pace = Pace(self._limits, self._service.clock)
+        self._limits, self._pace = sampler._limits, sampler._pace
+        self.ending: WhorlError | None = None
+        self._open: set[Future[Transcript]] = set()
+        self._asleep: set[asyncio.Task[Any] | None] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="whorl-http", daemon=True)
-        self._asleep: set[asyncio.Task[Any] | None] = set()
-        self._ending = self._answered = False
 
     def __enter__(self) -> Self:
         self._client = self._service.client(self._limits.concurrency)
@@ -243,29 +231,47 @@ class _Run:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _hang_up(self) -> None:
+        await asyncio.sleep(0)  # a task that never began would not settle what is reserved for it
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
 
-    def start(self, draw: Draw, reserved: Use) -> Future[Transcript]:
-        """Begin a draw whose first try is reserved."""
-        return self._submit(self._answer(draw, reserved))
+    def fill(self, waiting: deque[Draw]) -> bool:
+        """Begin waiting draws while there is room and budget; whether any draw is under way."""
+        while waiting and self.ending is None and len(self._open) < self._limits.concurrency:
+            use = largest_use(waiting[0], self._decoding, self._dialect.system)
+            if (budget := self._ledger.reserve(use)) is not None:
+                if not self._open:  # otherwise answers under way may give back some of what is reserved for them
+                    self.end(self._ledger.exhausted(budget))
+                break
+            self._open.add(self._submit(self._answer(waiting.popleft(), use)))
+        return bool(self._open)
 
-    def wake_and_end(self) -> None:
-        """Let requests under way finish, and give up draws that are waiting for their next try."""
+    def finished(self) -> Iterator[Transcript]:
+        """Wait for the next answers; an error of everything ends the run."""
+        done, self._open = wait(self._open, return_when=FIRST_COMPLETED)
+        for future in done:
+            try:
+                yield future.result()
+            except CancelledError:  # given up while it waited for its next try
+                continue
+            except WhorlError as error:
+                self.end(error)
 
-        def give_up() -> None:
-            self._ending = True
-            for task in self._asleep:
-                if task is not None:
-                    task.cancel()
+    def end(self, error: WhorlError) -> None:
+        """Let requests under way finish, and give up draws that wait for their next try. The first error stays."""
+        self.ending = self.ending or error
+        self._loop.call_soon_threadsafe(self._wake)
 
-        self._loop.call_soon_threadsafe(give_up)
+    def _wake(self) -> None:
+        for task in self._asleep:
+            if task is not None:
+                task.cancel()
 
     async def _sleep(self, seconds: float) -> None:
-        if self._ending:
+        if self.ending is not None:
             raise asyncio.CancelledError
         task = asyncio.current_task()
         self._asleep.add(task)
@@ -288,7 +294,7 @@ class _Run:
             try:
                 return await self._try(body, reserved, _with(record, tries=n_tries))
             except Failure as failure:
-                if failure.wrong_address and not self._answered:
+                if failure.wrong_address and not self._service.answered:
                     raise RemoteError(f"The endpoint '{self._service.endpoint.host}': {failure.reason}.") from None
                 if not isinstance(failure, TryLater) or n_tries == self._limits.max_tries:
                     often = f", {n_tries} times" if n_tries > 1 else ""
@@ -317,9 +323,9 @@ class _Run:
                 used = failure.use or used
                 raise
             used = answer.use or used
-            self._answered = True
+            self._service.answered = True
             latency = round(clock.now() - start, 6)
-            return _completed(record, answer, date.isoformat(timespec="milliseconds").replace("+00:00", "Z"), latency)
+            return _completed(record, answer, _rfc3339(date), latency)
         finally:
             self._ledger.settle(reserved, used)
             self._pace.give_back(reserved, used)
@@ -341,12 +347,22 @@ class _Run:
             sample_index=draw.sample_index,
             stream=self._randomness.stream,
             backend=backend,
-            sampler_seed=seed,
+            sampler_seed=seed if self._dialect.seeded else None,
+            time=_rfc3339(self._service.clock.utc()),
         )
+
+
+def _what_failed(record: Transcript) -> str:
+    """What a failure counts for: all draws of a prompt that the server refuses (too long, say) are one failure."""
+    return record.prompt.id if record.error == REFUSED else record.id
 
 
 def _with(record: Transcript, **backend: Any) -> Transcript:
     return replace(record, backend={**record.backend, **backend})
+
+
+def _rfc3339(date: datetime) -> str:
+    return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _completed(record: Transcript, answer: Answer, time: str, latency_s: float) -> Transcript:

@@ -196,10 +196,10 @@ class Clock:
 
 
 class TokenBucket:
-    """A token bucket that never gives out more than `per_minute` within any minute, the first one included.
+    """A token bucket that gives out at most `per_minute` within any minute, the first one included.
 
     It holds 5 % of the allowance and fills at 95 % of the rate. Whoever takes more than is there waits until the debt is
-    paid, so an amount may exceed the bucket.
+    paid, so an amount may be larger than the bucket; the minute it begins may then have more, by the difference.
 
     Args:
         per_minute: Allowance, above 0.
@@ -232,7 +232,7 @@ class TokenBucket:
 
 
 class Pace:
-    """When the next request may go out: both buckets, and the pauses a server asked for.
+    """When the next request may go out: both buckets, and the pauses a server asked for; safe between threads.
 
     Args:
         limits: The limits.
@@ -243,19 +243,25 @@ class Pace:
         self._clock = clock
         self._requests, self._tokens = _buckets(limits, clock.now())
         self._paused_until = -math.inf
+        self._lock = threading.Lock()
 
     def take(self, use: Use) -> float:
         """Take what one request may use; seconds to wait before sending it."""
-        now = self._clock.now()
-        waits = [self._requests.take(use.requests, now)] if self._requests else []
-        if self._tokens:
-            waits.append(self._tokens.take(_known_tokens(use), now))
-        return max(waits, default=0.0)
+        with self._lock:
+            now = self._clock.now()
+            waits = [self._requests.take(use.requests, now)] if self._requests else []
+            if self._tokens:
+                waits.append(self._tokens.take(_known_tokens(use), now))
+            return max(waits, default=0.0)
 
     def give_back(self, taken: Use, used: Use) -> None:
-        """Return the tokens an answer did not use."""
-        if self._tokens:
-            self._tokens.give_back(max(0.0, _known_tokens(taken) - _known_tokens(used)), self._clock.now())
+        """Return what a request did not use; all of it, when it was not sent."""
+        with self._lock:
+            now = self._clock.now()
+            if self._requests:
+                self._requests.give_back(taken.requests - used.requests, now)
+            if self._tokens:
+                self._tokens.give_back(max(0.0, _known_tokens(taken) - _known_tokens(used)), now)
 
     def pause(self, seconds: float) -> None:
         """Hold back all requests for a while: a server that asks one to wait means all."""

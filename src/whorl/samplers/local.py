@@ -9,7 +9,6 @@ A draw depends on its seed, not on its batch, up to rounding of the logits; bitw
 versions, device and batches.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,20 +16,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from whorl.errors import NotComparable, UsageError, safe_name
 from whorl.progress import Progress, silent
 from whorl.samplers._choose import Rule, rule_of
-from whorl.samplers._chat import check_template, render
 from whorl.samplers._generate import Drawn, Generator
 from whorl.samplers._opening import Opened, open_for_sampling
+from whorl.samplers._wording import Ids, Wording
 from whorl.samplers.seam import Randomness
 from whorl.transcripts.record import Decoding, Draw, ModelId, Prompt, Template, Transcript, draw_seed
 
 BATCH_SIZE = 64
-Ids = tuple[int, ...]
 
 
 def open_local(
@@ -89,6 +84,8 @@ class LocalSampler:
         UnsafeFile: the chat template is over the cap.
     """
 
+    on_this_machine = True
+
     def __init__(
         self,
         opened: Opened,
@@ -100,13 +97,13 @@ class LocalSampler:
         logprobs: bool = True,
         top_logprobs: int = 0,
     ) -> None:
-        self._opened, self._tokenizer = opened, opened.tokenizer
-        self.batch_size = batch_size
+        self._opened, self.batch_size = opened, batch_size
         self._n_threads, self._logprobs = n_threads, logprobs
         self._versions = {"version": version("transformers"), "torch": version("torch")}
         self._generator = Generator(opened.model, opened.id.ref, opened.ends, top_logprobs)
-        self._chat_template = self._template_text(chat, system)
-        self._template = _template(self._chat_template, system)
+        config = opened.model.config.get_text_config()
+        begins = (opened.tokenizer.bos_token_id, config.bos_token_id, *opened.ends)
+        self._wording = Wording(opened.id.ref, opened.tokenizer, begins, chat=chat, system=system)
 
     @property
     def model(self) -> ModelId:
@@ -116,7 +113,7 @@ class LocalSampler:
     @property
     def template(self) -> Template:
         """How prompts are wrapped."""
-        return self._template
+        return self._wording.template
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -125,7 +122,7 @@ class LocalSampler:
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens the model would read for each prompt."""
-        found = self._encode(prompts)
+        found = self._wording.encode(prompts)
         return [len(found[prompt.id]) for prompt in prompts]
 
     def sample(self, draws: Sequence[Draw], decoding: Decoding, randomness: Randomness) -> Iterator[Transcript]:
@@ -137,60 +134,12 @@ class LocalSampler:
             UsageError: a decoding value is out of range, or the batch does not fit the memory of the device.
         """
         rule = rule_of(decoding)
-        encoded = self._encode([draw.prompt for draw in draws])
+        encoded = self._wording.encode([draw.prompt for draw in draws])
         self._check_room(encoded, rule)
         order = sorted(draws, key=lambda draw: -len(encoded[draw.prompt.id]))  # stable: equal lengths need no padding
         for number, start in enumerate(range(0, len(order), self.batch_size)):
             batch = order[start : start + self.batch_size]
             yield from self._answer(batch, encoded, decoding, rule, randomness, number)
-
-    # -- prompts -----------------------------------------------------------------------------------------------------
-
-    def _template_text(self, chat: bool | None, system: str | None) -> str | None:
-        own = self._tokenizer.get_chat_template() if self._tokenizer.chat_template else None
-        if own is None and (chat or system is not None):
-            raise UsageError(f"'{safe_name(self.model.ref)}' has no chat template; sample the raw text (--raw).")
-        if chat is False:
-            if system is not None:
-                raise UsageError("A system prompt needs the chat template; drop it, or drop --raw.")
-            return None
-        if own is not None:
-            check_template(own, self.model.ref)
-        return own
-
-    def _encode(self, prompts: Sequence[Prompt]) -> dict[str, Ids]:
-        """Token ids by prompt id."""
-        distinct = {prompt.id: prompt for prompt in prompts}
-        if not distinct:
-            return {}
-        chat = self._chat_template is not None
-        texts = self._rendered(list(distinct.values())) if chat else [_raw(prompt) for prompt in distinct.values()]
-        # A rendered template holds its beginning-of-text token already.
-        ids = self._tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False)["input_ids"]
-        return {key: tuple(found) or self._beginning() for key, found in zip(distinct, ids, strict=True)}
-
-    def _rendered(self, prompts: Sequence[Prompt]) -> list[str]:
-        special = {k: v for k, v in self._tokenizer.special_tokens_map.items() if isinstance(v, str)}
-        turns = [self._turns(prompt) for prompt in prompts]
-        return render(str(self._chat_template), turns, special, self.model.ref)
-
-    def _turns(self, prompt: Prompt) -> list[dict[str, str]]:
-        given = prompt.to_json()
-        turns = [{"role": "user", "content": given}] if isinstance(given, str) else given
-        if self._template.system is None:
-            return turns
-        if any(turn["role"] == "system" for turn in turns):
-            raise UsageError(f"Prompt {prompt.id} has a system turn of its own; drop --system.")
-        return [{"role": "system", "content": self._template.system}, *turns]
-
-    def _beginning(self) -> Ids:
-        config = self._opened.model.config.get_text_config()
-        begins = (self._tokenizer.bos_token_id, config.bos_token_id, *self._opened.ends)
-        found = next((token for token in begins if isinstance(token, int)), None)
-        if found is None:
-            name = safe_name(self.model.ref)
-            raise NotComparable(f"'{name}' has no token for the beginning of a text, so an empty prompt has no meaning.")
-        return (found,)
 
     def _check_room(self, encoded: Mapping[str, Ids], rule: Rule) -> None:
         config = self._opened.model.config.get_text_config()
@@ -201,8 +150,6 @@ class LocalSampler:
                 f"'{safe_name(self.model.ref)}' has {room} positions; the longest prompt has {longest} tokens and "
                 f"{rule.max_new_tokens} new ones are asked for. Ask for at most {max(0, room - longest)}."
             )
-
-    # -- answers -----------------------------------------------------------------------------------------------------
 
     def _answer(
         self,
@@ -218,7 +165,8 @@ class LocalSampler:
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(draw.prompt.id for draw in batch))}
         began, clock = datetime.now(UTC), time.perf_counter()
         drawn = self._drawn([encoded[p] for p in places], [places[draw.prompt.id] for draw in batch], seeds, rule)
-        texts = self._texts([encoded[draw.prompt.id] for draw in batch], drawn, rule)
+        asked = [encoded[draw.prompt.id] for draw in batch]
+        texts = self._wording.texts(asked, [said.ids for said in drawn], rule.stop)
         latency_s = round(time.perf_counter() - clock, 4)
         for draw, seed, said, text in zip(batch, seeds, drawn, texts, strict=True):
             yield Transcript(
@@ -236,7 +184,7 @@ class LocalSampler:
                 response_token_ids=said.ids,
                 logprobs=said.logprobs if self._logprobs else None,
                 logprobs_kind="raw" if self._logprobs or said.top else None,
-                top_logprobs=self._named(said) if said.top else None,
+                top_logprobs=tuple(self._wording.by_text(*here) for here in said.top) or None,
                 sampler_seed=None if rule.greedy else seed,
                 time=began.isoformat(timespec="milliseconds"),
                 latency_s=latency_s,
@@ -247,56 +195,12 @@ class LocalSampler:
 
         try:
             with _threads(self._n_threads):
-                return self._generator.run(prompts, which, seeds, rule, self._stopper(rule))
+                return self._generator.run(prompts, which, seeds, rule, self._wording.stopper(rule.stop))
         except torch.OutOfMemoryError:
             name = safe_name(self.model.ref)
             raise UsageError(
                 f"A batch of {len(which)} does not fit the memory for '{name}'; use a smaller --batch-size."
             ) from None
-
-    def _stopper(self, rule: Rule) -> Any:
-        """Which answers contain a stop string; only tokens that can hold the newest one are decoded."""
-        if not rule.stop:
-            return None
-        # A token is a byte at least; one more, because some decoders drop the first space.
-        n_tail = max(len(stop.encode("utf-8")) for stop in rule.stop) + 1
-
-        def stopped(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-            tails = self._decode(ids[:, -n_tail:].tolist())
-            return np.array([any(stop in tail for stop in rule.stop) for tail in tails])
-
-        return stopped
-
-    def _texts(self, prompts: Sequence[Ids], drawn: Sequence[Drawn], rule: Rule) -> list[str]:
-        """Answers as text, cut before a stop string.
-
-        Decoded behind their prompt: alone, some decoders drop a leading space, and bytes of a character that the prompt
-        began would stand alone.
-        """
-        before = self._decode([list(prompt) for prompt in prompts])
-        whole = self._decode([[*prompt, *said.ids] for prompt, said in zip(prompts, drawn, strict=True)])
-        alone = self._decode([list(said.ids) for said in drawn])
-        texts = [
-            text[len(start) :] if text.startswith(start) else rest
-            for start, text, rest in zip(before, whole, alone, strict=True)
-        ]
-        return [_cut(text, rule.stop) for text in texts]
-
-    def _decode(self, ids: list[list[int]]) -> list[str]:
-        texts: list[str] = self._tokenizer.batch_decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return texts
-
-    def _named(self, said: Drawn) -> tuple[Mapping[str, float | None], ...]:
-        """Most probable tokens by text; tokens of one text (parts of characters) are one entry with their sum."""
-        return tuple(self._named_once(ids, logs) for ids, logs in said.top)
-
-    def _named_once(self, ids: Sequence[int], logs: Sequence[float]) -> dict[str, float | None]:
-        sums: dict[str, float] = {}
-        for token, log in zip(self._tokenizer.batch_decode([[i] for i in ids]), logs, strict=True):
-            sums[token] = float(np.logaddexp(sums.get(token, -np.inf), log))
-        return {token: None if log == -np.inf else round(log, 6) for token, log in sums.items()}
 
     def _backend(self, number: int) -> dict[str, Any]:
         model = self._opened.model
@@ -309,22 +213,6 @@ class LocalSampler:
             "batch": f"{number}",
             "batch_size": self.batch_size,
         }
-
-
-def _template(text: str | None, system: str | None) -> Template:
-    if text is None:
-        return Template()
-    return Template("chat", hashlib.sha256(text.encode("utf-8")).hexdigest(), system)
-
-
-def _raw(prompt: Prompt) -> str:
-    if not isinstance(prompt.content, str):
-        raise NotComparable(f"Prompt {prompt.id} is a conversation, which needs a chat template (--chat).")
-    return prompt.content
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
 @contextmanager

@@ -36,29 +36,30 @@ class Cache:
 
     Args:
         folder: Default: `default_folder()`.
+        wait_s: How long to wait for other processes, in seconds.
 
     Raises:
         UsageError: it cannot be written here.
         MalformedFile: the file is damaged, or of another program or version.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, wait_s: float = WAIT_S) -> None:
         self.path = Path(default_folder() if folder is None else folder) / FILE_NAME
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"The cache '{safe_name(self.path)}' cannot be made: {error.strerror}.") from error
         with _translated(self.path):
-            self._connection = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)
+            self._connection = sqlite3.connect(self.path, timeout=wait_s, isolation_level=None)
             try:
-                self._prepare()
+                self._prepare(wait_s)
             except BaseException:
                 self._connection.close()
                 raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, wait_s: float) -> None:
         self._connection.text_factory = _text
-        _use_write_ahead_log(self._connection, WAIT_S)
+        _use_write_ahead_log(self._connection, wait_s)
         for setting in ("trusted_schema = OFF", "synchronous = NORMAL"):
             self._connection.execute(f"PRAGMA {setting}")
         with self._transaction():

@@ -115,17 +115,16 @@ def to_line(record: Transcript) -> str:
     try:
         values = to_fields(record)
         fault = _fault(_Line.model_validate(values))
-        text = canonical_json(values)
-        n_bytes = len(text.encode("utf-8"))
+        if fault is None:
+            text = canonical_json(values)
+            n_bytes = len(text.encode("utf-8"))
+            if n_bytes < limits.MAX_TRANSCRIPT_LINE:
+                return text
+            fault = f"{size_text(n_bytes)}, under {size_text(limits.MAX_TRANSCRIPT_LINE)} fit; leave out top_logprobs"
     except ValidationError as error:
         fault = first_fault(error)
-    except ValueError as error:  # a number that is not finite, or text that UTF-8 cannot hold
+    except ValueError as error:  # text that UTF-8 cannot hold
         fault = safe_name(error, 200)
-    else:
-        if fault is None and n_bytes >= limits.MAX_TRANSCRIPT_LINE:
-            fault = f"{size_text(n_bytes)}, at most {size_text(limits.MAX_TRANSCRIPT_LINE)} fit; leave out top_logprobs"
-        if fault is None:
-            return text
     raise UsageError(f"An answer of '{safe_name(record.model.ref)}' cannot be stored: {fault}.")
 
 

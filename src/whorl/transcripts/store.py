@@ -85,13 +85,15 @@ class TranscriptSet:
 
     Args:
         folder: Of the set.
+        lines_per_part: A new file is begun after so many lines.
 
     Raises:
         InputRefused: the manifest is missing or not what it should be.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, lines_per_part: int = LINES_PER_PART) -> None:
         self.folder = Path(folder)
+        self.lines_per_part = lines_per_part
         self.manifest = read_manifest(self.folder)
         self._writers: dict[str, _Writer] = {}
 
@@ -227,7 +229,7 @@ class _Writer:
     """The folder of one model, locked, with its torn last line dropped."""
 
     def __init__(self, transcripts: TranscriptSet, key: str) -> None:
-        folder = transcripts.folder / key
+        folder, self._most = transcripts.folder / key, transcripts.lines_per_part
         folder.mkdir(exist_ok=True)
         ref = safe_name(transcripts.manifest.asked[key].model.ref)
         self._lock = Lock(folder / ".lock", f"Another process writes answers of '{ref}' to this set")
@@ -257,10 +259,10 @@ class _Writer:
             new.update([record.id] if record.ok else [])
         left = list(texts)
         while left:
-            if self._n_lines >= LINES_PER_PART:
+            if self._n_lines >= self._most:
                 self._file.close()
                 self._open(self._folder, self._number + 1)
-            room = LINES_PER_PART - self._n_lines
+            room = self._most - self._n_lines
             _write_all(self._file, "".join(f"{text}\n" for text in left[:room]).encode("utf-8"))
             self._n_lines += len(left[:room])
             left = left[room:]

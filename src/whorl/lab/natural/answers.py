@@ -42,7 +42,15 @@ class Wanted:
 
 def conditions(experiment: Experiment) -> tuple[str, ...]:
     """The conditions of a run."""
-    return (PROMPTS, UNCONDITIONAL) if experiment.unconditional else (PROMPTS,)
+    return (PROMPTS, UNCONDITIONAL) if factors_of(experiment, UNCONDITIONAL) else (PROMPTS,)
+
+
+def factors_of(experiment: Experiment, condition: str) -> tuple[str, ...]:
+    """Factors that are measured under a condition."""
+    if condition == PROMPTS:
+        return experiment.factors
+    both = [f for f in experiment.factors if f in experiment.unconditional_factors]
+    return tuple(both) if experiment.unconditional else ()
 
 
 def decoding(experiment: Experiment) -> Decoding:
@@ -52,7 +60,8 @@ def decoding(experiment: Experiment) -> Decoding:
 
 def wanted(experiment: Experiment, attempts: int = 1) -> list[Wanted]:
     """All sets of a run: every cell once, and the sampler-seed control of the first baseline."""
-    found = [Wanted(cell, condition) for cell in cells(experiment) for condition in conditions(experiment)]
+    free = cells(experiment.model_copy(update={"factors": factors_of(experiment, UNCONDITIONAL)}))
+    found = [Wanted(cell, PROMPTS) for cell in cells(experiment)] + [Wanted(cell, UNCONDITIONAL) for cell in free]
     first = cells(experiment)[0]
     for attempt in range(attempts):
         for condition in conditions(experiment):
@@ -94,7 +103,7 @@ def sample_one(experiment: Experiment, item: Wanted, out: Path, device: str) -> 
     from whorl.samplers.seam import Randomness
 
     sampler = open_local(
-        str(folder_of(out, item.cell)), device=device, batch_size=BATCH, logprobs=False, label=item.cell.name
+        str(folder_of(out, item.cell).absolute()), device=device, batch_size=BATCH, logprobs=False, n_threads=1
     )
     sample(
         sampler,

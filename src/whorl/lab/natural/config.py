@@ -38,7 +38,8 @@ class Experiment(BaseModel):
     """The settings of one run; an unknown key is refused.
 
     Args:
-        text: "docstrings", "topics", "code", the path of a `.txt` file, or `hf:org/name` for a Hub data set.
+        text: "docstrings", "topics", "code", the path of a `.txt`, `.jsonl` or `.parquet` file or of a saved data set, or
+            `hf:org/name` for a data set of the Hub.
         factors: What is varied, in the order in which it is trained.
         replicates: Training replicates, at least 3 for an interval over them.
         windows: Windows in the fixed list; each model sees each exactly once.
@@ -55,6 +56,7 @@ class Experiment(BaseModel):
         prompts: Held-out prompts, the first 50 characters of a document each.
         new_tokens: Tokens of an answer, exactly.
         unconditional: Draws from the beginning of a text as a second condition, 0 for none.
+        unconditional_factors: Factors that have the second condition.
         control_prompts: Prompts of C1, the sampler-seed control.
         compiled: Let torch compile the training step (needs a C++ compiler).
     """
@@ -78,6 +80,7 @@ class Experiment(BaseModel):
     prompts: Annotated[int, Field(ge=20)] = 1_024
     new_tokens: Count = 128
     unconditional: Annotated[int, Field(ge=0)] = 1_024
+    unconditional_factors: tuple[Factor, ...] = ("init-seed", "data-order", "both")
     control_prompts: Annotated[int, Field(ge=20)] = 1_024
     compiled: bool = False
 
@@ -140,9 +143,9 @@ def load(path: Path) -> Experiment:
     data = path.read_bytes()
     if len(data) > MAX_CONFIG_BYTES:
         raise MalformedFile("config", path.name, f"{len(data)} bytes", f"at most {MAX_CONFIG_BYTES}", "Check the path.")
-    value = parse_object(data, "config", path.name)
+    parse_object(data, "config", path.name)  # refuses what pydantic's reader lets through: a key twice, NaN, a BOM
     try:
-        return Experiment.model_validate(value)
+        return Experiment.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"

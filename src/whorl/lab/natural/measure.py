@@ -68,10 +68,10 @@ def keys(experiment: Experiment, out: Path) -> list[str]:
             found += [f"factor|{condition}|{name}|{f}|{r}" for f, r in sorted(ready)]
             found += [f"c3|{condition}|{name}|{r}" for f, r in sorted(ready) if f == YARDSTICK]
     for replicate in range(experiment.replicates):
-        if YARDSTICK in experiment.factors and _ready(experiment, out, YARDSTICK, replicate):
+        if YARDSTICK in experiment.factors and _ready(experiment, out, said.PROMPTS, YARDSTICK, replicate):
             found += [f"ablation|{name}|{HEADLINE}|{replicate}" for name in ABLATIONS]
             found += [f"curve|{name}|{replicate}" for name in CLASSIFIERS]
-    if YARDSTICK in experiment.factors and _ready(experiment, out, YARDSTICK, 0):
+    if YARDSTICK in experiment.factors and _ready(experiment, out, said.PROMPTS, YARDSTICK, 0):
         found.append("ngrams|prompts|0")
     return [*found, "c2"]
 
@@ -82,13 +82,12 @@ def measure_one(experiment: Experiment, out: Path, key: str) -> Row:
     return MEASUREMENTS[kind](experiment, out, *rest)
 
 
-def _ready(experiment: Experiment, out: Path, factor: str, replicate: int) -> bool:
+def _ready(experiment: Experiment, out: Path, condition: str, factor: str, replicate: int) -> bool:
     chosen = levels(experiment, factor, replicate)
     if not all(folder_of(out, cell).is_dir() for cell in chosen):
         return False
     try:
-        for condition in said.conditions(experiment):
-            said.table(experiment, out, chosen, condition)
+        said.table(experiment, out, chosen, condition)
     except NotEnoughEvidence:
         return False
     return True

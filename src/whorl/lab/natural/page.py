@@ -115,16 +115,16 @@ def limits_of(results: Results) -> tuple[str, ...]:
 def _factors(title: str, rows: Sequence[Measured]) -> Block:
     columns = (
         "factor",
-        "m",
-        "R",
-        "chance",
         "accuracy",
         "over replicates (95 %)",
-        "over prompts, each replicate (95 %)",
+        "verdict",
         "lift",
         f"against '{YARDSTICK}' (95 %)",
+        "over prompts, each replicate (95 %)",
         "loss spread (nats)",
-        "verdict",
+        "models",
+        "replicates",
+        "chance",
     )
     return Block(title, columns, [_factor(m) for m in rows])
 
@@ -136,16 +136,16 @@ def _factor(m: Measured) -> tuple[str, ...]:
         apart = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
     return (
         m.factor,
+        _percent(m.accuracy),
+        "–" if m.over_replicates is None else _interval(m.over_replicates),
+        m.verdict,
+        f"{m.lift:.2f}",
+        apart,
+        "; ".join(_interval(pair) for pair in m.intervals),
+        f"{m.loss_spread:.3f}",
         str(len(m.confusions[0])),
         str(len(m.accuracies)),
         _percent(m.chance),
-        _percent(m.accuracy),
-        "–" if m.over_replicates is None else _interval(m.over_replicates),
-        "; ".join(_interval(pair) for pair in m.intervals),
-        f"{m.lift:.2f}",
-        apart,
-        f"{m.loss_spread:.3f}",
-        m.verdict,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from whorl._atomic import write_text
 from whorl.lab._jobs import Row
 from whorl.lab._llama import library_versions
-from whorl.lab.natural.answers import conditions
+from whorl.lab.natural.answers import conditions, factors_of
 from whorl.lab.natural.config import Experiment, cells, level_names, levels
 from whorl.lab.natural.measure import ABLATIONS, CLASSIFIERS, HEADLINE, YARDSTICK, holds_chance
 from whorl.lab.natural.text import prepare
@@ -165,7 +165,7 @@ def results(experiment: Experiment, out: Path, rows: Mapping[str, Row]) -> Resul
         _measured(experiment, rows, factor, condition, classifier, _c1_passed(controls, condition, classifier))
         for condition in conditions(experiment)
         for classifier in CLASSIFIERS
-        for factor in experiment.factors
+        for factor in factors_of(experiment, condition)
         if _replicates(rows, factor, condition, classifier, experiment)
     )
     text = prepare(experiment)

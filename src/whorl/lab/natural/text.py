@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whorl.errors import NotEnoughEvidence, UsageError, safe_name
-from whorl.lab.corpus import Corpus, load_corpus
+from whorl.lab.corpus import NAMES, Corpus, load_corpus
+from whorl.lab.data_sets import is_data_set, local_corpus
+from whorl.lab.hub_text import hub_corpus
 from whorl.lab.natural.config import Experiment
 from whorl.lab.tokenizer import encode, train_tokenizer
 
@@ -74,11 +76,11 @@ def batches(text: Text, order_seed: int, batch_size: int) -> NDArray[np.int64]:
 
 
 def _corpus(name: str) -> Corpus:
-    if not name.startswith(HUB_PREFIX):
+    if name.startswith(HUB_PREFIX):
+        return hub_corpus(name.removeprefix(HUB_PREFIX))
+    if name in NAMES or not is_data_set(name):
         return load_corpus(name)
-    from whorl.lab.hub_text import hub_corpus
-
-    return hub_corpus(name.removeprefix(HUB_PREFIX))
+    return local_corpus(name)
 
 
 def _held_out(pieces: tuple[str, ...], n_prompts: int) -> list[str]:
@@ -92,7 +94,7 @@ def _held_out(pieces: tuple[str, ...], n_prompts: int) -> list[str]:
 
 
 def _windows(tokens: NDArray[np.int64], n_windows: int, n_tokens: int) -> NDArray[np.int64]:
-    """Neighbouring windows pass after pass, each pass from another offset, so that the list holds distinct windows."""
+    """Neighbouring windows pass after pass, each from another offset, so that no stretch is cut the same way twice."""
     if tokens.size < 2 * n_tokens:
         raise UsageError(f"The text has {tokens.size} training tokens; at least {2 * n_tokens} are needed.")
     found: list[NDArray[np.int64]] = []

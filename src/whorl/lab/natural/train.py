@@ -49,9 +49,12 @@ def train_all(experiment: Experiment, out: Path, *, device: str = "cpu", progres
         groups = [(cell,) for cell in missing]
         with ProcessPoolExecutor(n_cores(), initializer=one_thread) as pool:
             running = [pool.submit(_train_group, experiment, group, out, device) for group in groups]
-            for n_done, done in enumerate(as_completed(running), len(wanted) - len(missing) + 1):
-                done.result()
-                progress("models", n_done, len(wanted))
+            try:
+                for n_done, done in enumerate(as_completed(running), len(wanted) - len(missing) + 1):
+                    done.result()
+                    progress("models", n_done, len(wanted))
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error, only what has begun is finished
         return
     n_done = len(wanted) - len(missing)
     for group in _stacks(missing):
@@ -122,7 +125,12 @@ def _train_group(experiment: Experiment, group: Sequence[Cell], out: Path, devic
     text = prepare(experiment)
     windows = [batches(text, cell.order_seed, cell.batch_size) for cell in group]
     trained = train_stack(
-        group[0].size, [c.training for c in group], windows, device=device, compiled=experiment.compiled
+        group[0].size,
+        [cell.training for cell in group],
+        windows,
+        device=device,
+        compiled=experiment.compiled,
+        names=[cell.name for cell in group],
     )
     for cell, result in zip(group, trained, strict=True):
         _write(experiment, cell, result, folder_of(out, cell))
