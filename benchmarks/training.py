@@ -1,4 +1,4 @@
-"""Training the baseline of the natural-fingerprint lab (0.98M parameters, batches of 32 x 128): ours against transformers' Trainer.
+"""Training the baseline of the natural-fingerprint lab (0.98M parameters, batches of 32 x 128) against transformers' Trainer.
 
     python benchmarks/training.py
     python benchmarks/training.py --steps 8 --roles trainer ours
@@ -80,10 +80,7 @@ def run_trainer(n_steps, device):
         def on_step_end(self, *_, **__):
             clock.tick()
 
-    class InOrder(Trainer):
-        def _get_train_sampler(self, *_):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
+    class Watched(Trainer):
         def compute_loss(self, *arguments, **named):
             loss = super().compute_loss(*arguments, **named)
             losses.append(loss.detach())
@@ -96,13 +93,14 @@ def run_trainer(n_steps, device):
             max_steps=n_steps,
             per_device_train_batch_size=BATCH[0],
             learning_rate=PEAK_RATE,
+            train_sampling_strategy="sequential",
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
             use_cpu=device == "cpu",
         )
         data = [{"input_ids": row, "labels": row} for row in rows]
-        InOrder(fresh_model(), arguments, train_dataset=data, callbacks=[Ticking()]).train()
+        Watched(fresh_model(), arguments, train_dataset=data, callbacks=[Ticking()]).train()
     return clock.tokens_per_s(), [loss.item() for loss in losses]
 
 
@@ -342,7 +340,7 @@ def main():
         child(arguments.role, arguments.steps)
         return
     found = {role: measure(role, arguments.steps) for role in chosen(arguments.roles)}
-    print("\n".join(table(found)), "\n", *facts(found, arguments.steps), sep="\n")
+    print(*table(found), "", *facts(found, arguments.steps), sep="\n")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def values(bundle):
 def rewrite(bundle, changed, arrays=None):
     """Write a bundle whose digests are right, whatever else is wrong with it."""
     if arrays is not None:
-        data = arrays if isinstance(arrays, bytes) else bytes_of({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+        data = (
+            arrays if isinstance(arrays, bytes) else bytes_of({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+        )
         (bundle / ARRAYS_FILE).write_bytes(data)
     changed["arrays_sha256"] = hashlib.sha256((bundle / ARRAYS_FILE).read_bytes()).hexdigest()
     changed.pop("digest", None)
@@ -145,7 +147,7 @@ HOSTILE_CHANGES = {
     "rate above one": (change("evaluation", "closed_set", "accuracy", to=1.5), MalformedFile, "closed_set.accuracy"),
     "table missing": (change("evaluation", "open_set", to={}), MalformedFile, "evaluation.open_set"),
     "confusion": (change("evaluation", "closed_set", "confusion", to=[[1]]), MalformedFile, "confusion matrix"),
-    "prompts": (change("prompts", to={"0" * 16: "x"}), MalformedFile, "prompts that are not those of the digest"),
+    "prompts": (change("prompts", to=["0" * 16 + " x"]), MalformedFile, "prompts that are not those of the digest"),
     "weights shape": (array("weights", lambda x: x[:, 1:]), MalformedFile, "array 'weights' of float32"),
     "weights type": (array("weights", lambda x: x.astype(np.float64)), MalformedFile, "array 'weights' of float64"),
     "weights NaN": (array("weights", poked(np.nan)), MalformedFile, "'weights' with a number that is not finite"),
@@ -187,7 +189,7 @@ def test_features_of_another_kind_are_refused(bundle, changed):
 def test_no_safetensors_and_keys_twice(bundle):
     found = values(bundle)
     rewrite(bundle, dict(found), b"\x80\x04K\x01.")
-    with pytest.raises(MalformedFile, match="arrays.safetensors"):
+    with pytest.raises(MalformedFile, match=r"arrays\.safetensors"):
         load(bundle)
     text = (bundle / JSON_FILE).read_text()
     (bundle / JSON_FILE).write_text(text.replace("{", '{"schema": "whorl.attribution/1", ', 1))
@@ -206,7 +208,13 @@ def test_the_page_escapes_what_models_write(made, tmp_path):
     assert data.count("</script>") == 1
     assert "script-src" not in body
     assert "default-src &#39;none&#39;" in body
-    for words in ("claim about style", "can be imitated", "no proof of ownership", "Who is taken for whom", "Texts of strangers"):
+    for words in (
+        "claim about style",
+        "can be imitated",
+        "no proof of ownership",
+        "Who is taken for whom",
+        "Texts of strangers",
+    ):
         assert words in body
     assert body.count("<svg") == body.count("</svg>") >= 4
     shown = json.loads(data[data.index(">") + 1 : data.index("</script>")])

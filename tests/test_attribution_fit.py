@@ -14,7 +14,7 @@ from whorl.attribution.predict import predict
 from whorl.attribution.tables import Evaluation
 from whorl.errors import NotEnoughEvidence, UsageError
 from whorl.outputs.classifier import fit as fit_linear
-from whorl.transcripts.record import Decoding
+from whorl.transcripts.record import Decoding, Prompt
 from whorl.transcripts.splits import group_of
 
 SHARES = (0.4, 0.45)
@@ -158,6 +158,19 @@ def test_enrolling_equals_fitting_the_one_class(chains):
     assert larger.evaluation["closed_set"]["chance"] == 0.2
 
 
+def test_draws_that_ask_nothing_are_groups_of_their_own():
+    """One empty prompt asked 150 times splits like 150 prompts, and another model can be enrolled on it."""
+    sources = [Source(n, own=0.9) for n in ("one", "two", "three")]
+    asked = [
+        replace(r, prompt=Prompt("", "uncond"), sample_index=i % N_PROMPTS)
+        for i, r in enumerate(records(sources, N_PROMPTS))
+    ]
+    found = fit(asked[: 2 * N_PROMPTS], shares=SHARES)
+    assert len(found.corpus.prompt_keys) == N_PROMPTS
+    assert min(found.evaluation["contents"]["prompts"].values()) >= 15
+    assert enrol(found, asked[2 * N_PROMPTS :]).names == ("one", "two", "three")
+
+
 def test_what_cannot_be_enrolled(chains):
     new = Source("five", own=0.7)
     with pytest.raises(UsageError, match="'one' is enrolled already"):
@@ -166,7 +179,7 @@ def test_what_cannot_be_enrolled(chains):
         enrol(chains, records([new, Source("six")], 3))
     with pytest.raises(UsageError, match="not sampled with the decoding settings"):
         enrol(chains, records([new], 3, decoding=Decoding(temperature=0.2)))
-    with pytest.raises(NotEnoughEvidence, match=f"'five' answered 100 of the {N_PROMPTS} prompts of the bundle"):
+    with pytest.raises(NotEnoughEvidence, match=f"Too few of the {N_PROMPTS} prompts of the bundle were answered: 100"):
         enrol(chains, records([new], 100))
 
 
@@ -188,7 +201,9 @@ def test_other_conditions_are_tested_and_training_prompts_left_out():
 def test_too_little_is_refused_with_what_is_needed():
     with pytest.raises(NotEnoughEvidence, match="needs at least 2 models; 1 given"):
         fit(records([Source("one")], 60))
-    with pytest.raises(NotEnoughEvidence, match=r"has \d+ prompts in the \w+ part, at least \d+ are needed; the transcripts have 60"):
+    with pytest.raises(
+        NotEnoughEvidence, match=r"has \d+ prompts in the \w+ part, at least \d+ are needed; the transcripts have 60"
+    ):
         fit(records([Source("one"), Source("two")], 60))
     with pytest.raises(UsageError, match="No model 'three' is in the transcripts"):
         fit(records([Source("one"), Source("two")], 60), lineages={"three": "x"})
@@ -210,7 +225,8 @@ def test_verbatim_answers_leave_the_test_part():
 def test_unusual_texts_are_flagged_and_judged_more_carefully(chains):
     source = Source("one", own=0.7)
     (usual,), (short,), (other,) = (
-        predict(chains, [text]) for text in (source.text("u"), source.text("u", 6), "ici il pleut un peu sur la mer " * 9)
+        predict(chains, [text])
+        for text in (source.text("u"), source.text("u", 6), "ici il pleut un peu sur la mer " * 9)
     )
     assert usual.warnings == ()
     assert short.warnings[0].startswith("short: 6 words")

@@ -123,7 +123,9 @@ def test_gamma_is_at_most_one_and_small_for_texts_that_share_their_errors():
     assert 0 < less < plain <= 1
     assert less < 0.6
     members, classes = draw_pools(labels, 16, np.random.default_rng(1))
-    losses = [-pools(overconfident[members], EVEN, EVEN, g)[np.arange(len(classes)), classes].mean() for g in (less, 1.0)]
+    losses = [
+        -pools(overconfident[members], EVEN, EVEN, g)[np.arange(len(classes)), classes].mean() for g in (less, 1.0)
+    ]
     assert losses[0] < losses[1]
 
 
@@ -184,7 +186,10 @@ def test_accuracy_interval_is_over_prompts_not_texts():
     low, high = accuracy_over_prompts(right, groups, 0)["interval"]
     single = accuracy_over_prompts(right, np.arange(1000), 0)["interval"]
     assert high - low > 4 * (single[1] - single[0])
-    assert accuracy_over_prompts(np.ones(100, bool), np.repeat(np.arange(20), 5), 0)["interval"] == [0.025 ** (1 / 20), 1.0]
+    assert accuracy_over_prompts(np.ones(100, bool), np.repeat(np.arange(20), 5), 0)["interval"] == [
+        0.025 ** (1 / 20),
+        1.0,
+    ]
 
 
 def test_binomial_interval_has_its_known_ends():

@@ -83,6 +83,10 @@ def test_transcripts_and_standard_input(folder, tmp_path):
     done = asked(folder, str(folder / "c.jsonl"), "--together", "--out", str(out), "--quiet")
     assert (done.exit_code, done.stdout) == (0, "c\n")
     assert json.loads(out.read_text())["answers"][0]["n_texts"] == N_PROMPTS
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n\n".join(source("c").text(f"line {i}") for i in range(4)))
+    (together,) = json.loads(asked(folder, str(lines), "--lines", "--together", "--json").stdout)["answers"]
+    assert (together["n_texts"], together["model"]) == (4, "c")
     done = asked(folder, "-", "--json", input=source("c").text("stdin"))
     assert json.loads(done.stdout)["answers"][0]["source"] == "-"
 
@@ -109,7 +113,9 @@ def test_the_report_holds_conditions_and_lineages(folder):
     assert "short" in [row["name"] for row in found["evaluation"]["shifts"]]
     assert found["models"][0]["revision"] == "ra"
     assert "short" in (folder / "fit.html").read_text()
-    assert RUN.invoke(app, ["attribute", "report", str(folder / "bundle"), "--quiet"]).stdout == f"{folder / 'bundle'}\n"
+    assert (
+        RUN.invoke(app, ["attribute", "report", str(folder / "bundle"), "--quiet"]).stdout == f"{folder / 'bundle'}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,11 @@ def test_the_report_holds_conditions_and_lineages(folder):
         (("fit", "{a}", "{b}", "--out", "{bundle}"), UsageError, "exists already"),
         (("fit", "{a}", "{b}", "--out", "{new}", "--shares", "0.9,0.2"), UsageError, "--shares takes two shares"),
         (("fit", "{a}", "{b}", "--out", "{new}", "--lineage", "a"), UsageError, "--lineage takes a new name"),
-        (("fit", "{a}", "{b}", "--out", "{new}"), NotEnoughEvidence, "at least 10 are needed; the transcripts have 150"),
+        (
+            ("fit", "{a}", "{b}", "--out", "{new}"),
+            NotEnoughEvidence,
+            "at least 10 are needed; the transcripts have 150",
+        ),
         (("fit", "{a}", "--out", "{new}", "--shares", "0.4,0.45"), NotEnoughEvidence, "needs at least 2 models"),
         (("predict", "{new}", "-"), UsageError, "There is no bundle"),
         (("predict", "{bundle}", "{new}"), UsageError, "There is no text file"),

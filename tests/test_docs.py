@@ -49,7 +49,7 @@ def test_the_plugin_of_the_documents_works(models):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/papers.md", "docs/performance.md", "docs/canonical.md", "docs/examples.md"]
+    "name", ["README.md", "docs/papers.md", "docs/performance.md", "docs/canonical.md", "docs/examples.md", "docs/outputs.md"]
 )
 def test_links_inside_the_repository_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -59,13 +59,15 @@ def test_links_inside_the_repository_lead_somewhere(name):
 
 def test_every_method_and_command_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in (c for c in COMMANDS if c not in GROUPS and not c.startswith("gallery ")):
+    for command in (c for c in COMMANDS if c not in GROUPS and not c.startswith(ON_ONE_LINE)):
         assert f"`whorl {command}" in text
-    (line,) = (line for line in text.splitlines() if line.startswith("| `whorl gallery add`"))
-    assert all(f"`{c.split()[1]}`" in line.replace("whorl gallery ", "") for c in COMMANDS if c.startswith("gallery "))
+    for group, first in zip(ON_ONE_LINE, ("add", "fit"), strict=True):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| `whorl {group}{first}`"))
+        assert all(f"`{c.split()[1]}`" in line.replace(f"whorl {group}", "") for c in COMMANDS if c.startswith(group))
 
 
-GROUPS = ("", "gallery", "bench", "lab")
+GROUPS = ("", "gallery", "attribute", "bench", "lab")
+ON_ONE_LINE = ("gallery ", "attribute ")
 COMMANDS = (
     "",
     "fingerprint",
@@ -75,6 +77,12 @@ COMMANDS = (
     "tree",
     "report",
     "attack",
+    "sample",
+    "attribute",
+    "attribute fit",
+    "attribute predict",
+    "attribute enrol",
+    "attribute report",
     "demo",
     "gallery",
     "gallery add",
@@ -87,6 +95,7 @@ COMMANDS = (
     "bench lineage",
     "lab",
     "lab zoo",
+    "lab natural-fingerprints",
     "lab calibrate",
     "lab weight-vectors",
 )

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from identity_cases import DECODING, Speaker, record
 
+from identity_cases import Speaker, record
 from whorl.errors import MalformedFile, UsageError
 from whorl.identity.draws import first_draws, pair, side
 from whorl.identity.identity import identity_test
@@ -16,11 +16,11 @@ from whorl.identity.power import critical_value, detection, mixture, planted_set
 from whorl.transcripts.record import Decoding, ModelId, Template
 
 CLAIMED, OTHER = Speaker(1), Speaker(2)
-VARIANT = CLAIMED.toward(Speaker(3), 0.5)  # an honest server that speaks differently
+VARIANT = CLAIMED.toward(Speaker(3), 0.9)  # an honest server that speaks differently
 REFERENCE = CLAIMED.records(1)
 HONEST = CLAIMED.records(2, ref="endpoint/claimed")
 SWAPPED = OTHER.records(3, ref="endpoint/claimed")
-SWAP = {"another family": OTHER.records(4, ref="other")}
+SWAP = {"another family": OTHER.records(4, 30, ref="other")}
 
 
 def test_a_swapped_model_is_no_match():
@@ -43,9 +43,8 @@ def test_an_honest_endpoint_matches_only_with_declared_power():
 
 
 def test_a_difference_too_small_to_find_keeps_it_undecided_and_says_what_would_decide():
-    spare = CLAIMED.records(11, 10)
-    diluted = mixture(spare, OTHER.records(12, ref="other"), 0.2, seed=1)
-    result = identity_test(REFERENCE, HONEST, smallest={"20 % other": diluted}, seed=3)
+    diluted = mixture(CLAIMED.records(11, 40), OTHER.records(12, 40, ref="other"), 0.6, seed=1)
+    result = identity_test(REFERENCE, HONEST, smallest={"60 % other": diluted}, seed=3)
     assert result.verdict == "undecided"
     found = result.power[0]
     assert 0 <= found.lower <= found.rate <= found.upper <= 1
@@ -85,7 +84,9 @@ def test_nine_prompts_are_undecided_and_ten_are_not():
     few = identity_test(CLAIMED.records(1, n_prompts=9), OTHER.records(3, n_prompts=9, ref="x"))
     assert (few.verdict, few.p_value) == ("undecided", None)
     assert "at least 1 more prompts" in few.needed
-    assert identity_test(CLAIMED.records(1, n_prompts=10), OTHER.records(3, n_prompts=10, ref="x")).verdict == "no match"
+    assert (
+        identity_test(CLAIMED.records(1, n_prompts=10), OTHER.records(3, n_prompts=10, ref="x")).verdict == "no match"
+    )
 
 
 def test_greedy_repeats_are_one_draw():
@@ -112,12 +113,21 @@ def test_a_variant_that_cannot_be_tested_leaves_the_composite_null_open():
 
 
 def test_failed_answers_are_counted_and_prompts_with_too_few_are_dropped():
-    failing = [replace(r, error="Timeout", response="") if r.prompt.content == "prompt 3" and r.sample_index > 0 else r for r in HONEST]
+    failing = [
+        replace(r, error="Timeout", response="") if r.prompt.content == "prompt 3" and r.sample_index > 0 else r
+        for r in HONEST
+    ]
     result = identity_test(REFERENCE, failing)
     assert result.nulls[0].n_prompts == 24
     assert result.nulls[0].n_too_few == 1
     assert result.nulls[0].n_draws == (240, 240)
     assert "suspect: 9 answers failed and were left out" in result.warnings
+
+
+def test_an_endpoint_that_only_fails_is_undecided():
+    result = identity_test(REFERENCE, [replace(r, error="Timeout", response="") for r in HONEST])
+    assert (result.verdict, result.p_value) == ("undecided", None)
+    assert result.nulls[0].n_too_few == 25
 
 
 def test_unequal_numbers_of_draws():
@@ -132,13 +142,15 @@ def test_another_statistic_decides_when_it_was_chosen(statistic):
     assert result.verdict == "no match"
     assert result.nulls[0].statistics[0].name == statistic
     assert result.p_value == result.nulls[0].statistics[0].p_value
-    honest = identity_test(REFERENCE, HONEST, statistic=statistic, smallest={"style": styled.records(5, 30, ref="styled")})
+    honest = identity_test(
+        REFERENCE, HONEST, statistic=statistic, smallest={"style": styled.records(5, 30, ref="styled")}
+    )
     assert honest.verdict == "match"
 
 
 def test_a_p_near_alpha_is_drawn_again():
-    near = CLAIMED.toward(OTHER, 0.25)
-    results = [identity_test(REFERENCE, near.records(seed, ref="x"), b=199, alpha=0.05) for seed in range(30, 45)]
+    near = CLAIMED.toward(OTHER, 0.5)
+    results = [identity_test(REFERENCE, near.records(seed, ref="x"), b=199, alpha=0.05) for seed in range(30, 40)]
     redrawn = {r.nulls[0].statistics[0].b for r in results}
     assert redrawn == {199, 1999}
 
@@ -164,9 +176,9 @@ def test_result_is_complete_and_reproducible(tmp_path):
 
 
 def test_what_cannot_be_tested_is_refused():
-    with pytest.raises(UsageError, match="alpha is an error rate above 0 and at most 0.05, not 0.2"):
+    with pytest.raises(UsageError, match=r"alpha is an error rate above 0 and at most 0.05, not 0.2"):
         identity_test(REFERENCE, HONEST, alpha=0.2)
-    with pytest.raises(UsageError, match="99 permutations cannot give a p of 0.001; use at least 999"):
+    with pytest.raises(UsageError, match=r"99 permutations cannot give a p of 0.001; use at least 999"):
         identity_test(REFERENCE, HONEST, alpha=0.001, b=99)
     with pytest.raises(UsageError, match="Unknown statistic 'mdm'; known are mmd, first-word"):
         identity_test(REFERENCE, HONEST, statistic="mdm")
@@ -197,7 +209,8 @@ def test_mixed_decoding_needs_the_flag():
 
 def test_other_templates_and_several_reported_models_are_said():
     changed = [
-        replace(r, template=Template("chat"), model=replace(r.model, reported=f"claimed-{r.sample_index % 2}")) for r in HONEST
+        replace(r, template=Template("chat"), model=replace(r.model, reported=f"claimed-{r.sample_index % 2}"))
+        for r in HONEST
     ]
     result = identity_test(REFERENCE, changed)
     assert "suspect: the server named 2 models (claimed-0, claimed-1)" in result.warnings
@@ -209,7 +222,7 @@ def test_hostile_names_are_harmless():
     suspect = [replace(r, model=ModelId("\x1b[31m<script>")) for r in HONEST]
     result = identity_test(REFERENCE, suspect, variants={"<b>\x1b": VARIANT.records(6, 1, ref="v")})
     assert "\x1b" not in result.why + repr(result)
-    assert "<b>" not in result._repr_html_()
+    assert "<b>\x1b" not in result._repr_html_()
 
 
 def test_critical_value_is_where_p_reaches_alpha():
@@ -247,12 +260,14 @@ def test_first_draws_and_planted_sets_are_disjoint():
 
 def test_foreseen_power_agrees_with_the_rate_of_detection():
     """Planted sets foresee what fresh suspects of the same kind really meet."""
-    diluted = CLAIMED.toward(OTHER, 0.22)
+    diluted = CLAIMED.toward(OTHER, 0.6)
     reference = side(REFERENCE, "reference")
-    found = np.mean([_rejected(reference, diluted.records(s, ref="x")) for s in range(100, 160)])
+    found = np.mean([_rejected(reference, diluted.records(s, ref="x")) for s in range(100, 140)])
     planted = side(diluted.records(99, 80, ref="planted"), "planted")
-    runs = [permute(pair(reference, one).prompts, [Characters()], 999) for one in planted_sets(planted, side(HONEST, "s"))]
-    foreseen = detection("22 %", [runs], ["mmd"], 0.01, 250, 0)
+    runs = [
+        permute(pair(reference, one).prompts, [Characters()], 999) for one in planted_sets(planted, side(HONEST, "s"))
+    ]
+    foreseen = detection("60 %", [runs], ["mmd"], 0.01, 250, 0)
     assert 0.2 < found < 0.98  # a difference on the slope, where agreement says something
     assert foreseen.lower - 0.1 <= found <= foreseen.upper + 0.1
     assert abs(foreseen.rate - found) < 0.25

@@ -110,6 +110,21 @@ def test_subwords_need_a_tokenizer():
         fit_space(SUBWORD_COUNTS, TEXTS)
 
 
+def test_chunks_do_not_show(monkeypatch):
+    whole = [count(setting, TEXTS * 3) for setting in (CHAR_TFIDF, WORD_TFIDF)]
+    space = fit_space(ATTRIBUTION, TEXTS[:3])
+    rows = space.transform(TEXTS)
+    monkeypatch.setattr("whorl.outputs.features.UNITS_AT_ONCE", 20)
+    for before, setting in zip(whole, (CHAR_TFIDF, WORD_TFIDF), strict=True):
+        (one,), (other,) = before, count(setting, TEXTS * 3)
+        assert one.vocabulary.units == other.vocabulary.units
+        np.testing.assert_array_equal(one.vocabulary.codes, other.vocabulary.codes)
+        assert (one.table != other.table).nnz == 0
+        assert other.table.has_sorted_indices
+    assert (space.transform(TEXTS) != rows).nnz == 0
+    assert space.transform([]).shape == (0, space.n_features)
+
+
 def test_most_frequent_features_are_kept():
     space = fit_space([Ngrams("word", 1, 1, max_features=2)], ["b b b c c a", "c c a"])
     assert space.names() == ("b", "c")

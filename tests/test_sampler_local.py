@@ -322,6 +322,17 @@ def test_nan_is_named(tmp_path):
         list(open_local(str(folder)).sample(draws(PROMPTS, 1), Decoding(max_new_tokens=2), Randomness()))
 
 
+def test_tensors_that_do_not_answer_are_noted(sampler, tmp_path):
+    from whorl.attacks._model_files import read_model
+
+    folder = copy(tmp_path)
+    tensors, _ = read_model(folder)
+    tensors["model.layers.8.extra.weight"] = np.zeros((2, 2), np.float32)
+    (folder / "model.safetensors").write_bytes(encode_safetensors(tensors))
+    assert sampler.notes == ()
+    assert open_local(str(folder)).notes == ("1 tensors not used to answer, 'model.layers.8.extra.weight' among them",)
+
+
 def test_a_state_that_is_not_keys_and_values_is_refused():
     model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
     with pytest.raises(NotComparable, match="Models of type 'mamba' keep a state"):

@@ -7,6 +7,9 @@
     result.evidence     # one entry a method: value, threshold, p-value, why
     result.to_dict()    # exactly what `whorl compare --json` prints
 
+    answers = whorl.sample(whorl.open_local("./suspect"), prompts, out="runs/suspect")
+    whorl.identity_test(whorl.read_records(["runs/reference"]), whorl.read_records(["runs/suspect"])).verdict
+
 `fingerprint` reads a model once, tensor by tensor, and keeps what its methods need; `compare` reads two and judges
 them; `report` writes one self-contained HTML page. Reading needs neither torch nor transformers.
 """
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whorl.comparison import Comparison, compare
+    from whorl.derivation.derivation import derivation_test
     from whorl.errors import (
         InputRefused,
         MalformedFile,
@@ -31,9 +35,15 @@ if TYPE_CHECKING:
     from whorl.fingerprints import Fingerprint, fingerprint
     from whorl.gallery import Gallery
     from whorl.identification import Identification, identify
+    from whorl.identity.identity import identity_test
     from whorl.registry import method_names
     from whorl.reports import report
+    from whorl.samplers.http import open_endpoint
+    from whorl.samplers.local import open_local
+    from whorl.samplers.sample import sample
     from whorl.surveys import Survey, survey
+    from whorl.transcripts.importing import import_file
+    from whorl.transcripts.store import read_records
     from whorl.trees import Tree, tree
 
 __version__ = "0.1.0"
@@ -42,13 +52,20 @@ _HOMES = {
     "Comparison": "whorl.comparison",
     "Evidence": "whorl.evidence",
     "compare": "whorl.comparison",
+    "derivation_test": "whorl.derivation.derivation",
     "Fingerprint": "whorl.fingerprints",
     "fingerprint": "whorl.fingerprints",
     "Gallery": "whorl.gallery",
     "Identification": "whorl.identification",
     "identify": "whorl.identification",
+    "identity_test": "whorl.identity.identity",
+    "import_file": "whorl.transcripts.importing",
     "method_names": "whorl.registry",
+    "open_endpoint": "whorl.samplers.http",
+    "open_local": "whorl.samplers.local",
+    "read_records": "whorl.transcripts.store",
     "report": "whorl.reports",
+    "sample": "whorl.samplers.sample",
     "Survey": "whorl.surveys",
     "survey": "whorl.surveys",
     "Tree": "whorl.trees",
@@ -82,10 +99,17 @@ __all__ = [
     "UsageError",
     "WhorlError",
     "compare",
+    "derivation_test",
     "fingerprint",
     "identify",
+    "identity_test",
+    "import_file",
     "method_names",
+    "open_endpoint",
+    "open_local",
+    "read_records",
     "report",
+    "sample",
     "survey",
     "tree",
 ]

@@ -1,4 +1,4 @@
-"""`run_demo`: the whole story on the example models that come with whorl, offline and without torch.
+"""`run_demo`: the whole story on the example models that come with whorl, offline; only texts need torch.
 
 Every example model was trained by this project's own `whorl lab zoo`, so who descends from whom is known; the methods
 do not see that, only the report does.
@@ -7,6 +7,7 @@ do not see that, only the report does.
     identify   a derivative and a model of another shape, in a gallery of the independent ones
     tree       one family
     survey     all models by their fingerprints alone
+    texts      which of seven models wrote this, or none of them (sampled on the spot)
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whorl.comparison import Comparison, compare
+from whorl.demo_texts import Texts, ask_texts, missing
 from whorl.errors import UsageError
 from whorl.gallery import Gallery
 from whorl.identification import Identification, identify
@@ -66,6 +68,8 @@ class Demo:
         examples: A copy, a fine-tune, and two strangers of one config.
         queries: Models looked up in a gallery of the independent ones.
         tree: One family; None where a family has one model only.
+        texts: Attribution by style; None for another family than the one in the package, or when torch is missing.
+        missing: Packages that sampling needs and that are not installed.
         files: Everything written; the report is the last.
     """
 
@@ -75,6 +79,8 @@ class Demo:
     examples: tuple[Example, ...]
     queries: tuple[Query, ...]
     tree: Tree | None
+    texts: Texts | None
+    missing: tuple[str, ...]
     files: tuple[Path, ...]
 
 
@@ -105,8 +111,11 @@ def run_demo(out: str | Path = "demo-out", *, zoo: Path | None = None, progress:
     family = known.family()
     grown = tree({m.name: _ref(folder, m) for m in family}, progress=progress) if len(family) > 1 else None
     lineages = {m.name: Lineage(m.group, m.kind) for m in truth.members}
+    lacking = tuple(missing())
+    texts = None if lacking else ask_texts(folder, truth, target / "texts", progress)
     files = _written(target, found, examples, queries, grown, lineages)
-    return Demo(found, truth, lineages, examples, queries, grown, files)
+    own = () if texts is None else texts.files
+    return Demo(found, truth, lineages, examples, queries, grown, texts, lacking, (*own, *files))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from whorl.attribution.conformal import DRAWS, Rule, Verdict, p_values, pooled_p
 from whorl.attribution.corpus import CONFORMAL, TEMPERATURE, TRAIN, Corpus
 from whorl.attribution.habits import Habits, habits
 from whorl.attribution.pooling import fit_gamma, pool
-from whorl.attribution.strangers import Threshold
+from whorl.attribution.strangers import UNMEASURED, Threshold
 from whorl.attribution.temperature import fit_temperature, log_probabilities
 from whorl.attribution.typicality import Typical, typical
 from whorl.outputs.classifier import Linear
@@ -206,12 +206,13 @@ class Attributor:
 
     def rule(self, n_texts: int, *, strict: bool = False) -> Rule:
         """Thresholds for so many texts: those of the largest measured pool that is no larger."""
-        at = next((t for t in reversed(self.thresholds) if t.size <= n_texts and t.match is not None), None)
+        measured = (t for t in reversed(self.thresholds) if t.size <= n_texts and t.match is not None)
+        at = next(measured, UNMEASURED)
         if not strict:
-            return Rule(self.settings.alpha, at and at.match, at and at.lineage)
+            return Rule(self.settings.alpha, at.match, at.lineage)
         finest = 1 / (1 + min(map(len, self.calibration.scores)))  # less typical than every calibration text
         alpha = min(self.settings.alpha, max(self.settings.alpha / STRICT, finest))
-        return Rule(alpha, at and at.match_strict, at and at.lineage_strict)
+        return Rule(alpha, at.match_strict, at.lineage_strict)
 
 
 def margins_of(linear: Linear, x: Any) -> Doubles:

@@ -30,7 +30,7 @@ from whorl.attribution.typicality import Typical
 from whorl.errors import UsageError, safe_name
 from whorl.outputs.classifier import Linear
 from whorl.outputs.features import FeatureSpace
-from whorl.transcripts.codec import Count, Hex16, Hex64, ModelFields, Name, first_fault
+from whorl.transcripts.codec import Count, Hex64, ModelFields, Name, first_fault
 from whorl.transcripts.record import ModelId, digest
 
 JSON_FILE = "bundle.json"
@@ -40,6 +40,7 @@ MAX_NGRAM = 8
 ADVICE = "Fetch it again, or make it again with `whorl attribute fit`."
 
 Arrays = dict[str, NDArray[Any]]
+PromptKey = Annotated[str, Field(pattern=r"(?s)^[0-9a-f]{16} .", max_length=2_000)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
@@ -94,7 +95,7 @@ class _File(_Strict):
     temperature: Positive
     gamma: Annotated[FiniteFloat, Field(gt=0, le=1)]
     thresholds: list[_Threshold]
-    prompts: dict[Hex16, Name]
+    prompts: Annotated[list[PromptKey], Field(min_length=1)]
     n_repeated: Count
     evaluation: Evaluation
     arrays_sha256: Hex64
@@ -130,11 +131,11 @@ def to_dict(attributor: Attributor) -> dict[str, Any]:
             for one in attributor.classes
         ],
         "settings": {name: _listed(getattr(settings, name)) for name in _Settings.model_fields},
-        "prompts_digest": digest(list(attributor.corpus.prompt_ids)),
+        "prompts_digest": digest(list(attributor.corpus.prompt_keys)),
         "temperature": attributor.calibration.temperature,
         "gamma": attributor.calibration.gamma,
         "thresholds": [{name: getattr(t, name) for name in _Threshold.model_fields} for t in attributor.thresholds],
-        "prompts": dict(zip(attributor.corpus.prompt_ids, attributor.corpus.prompt_groups, strict=True)),
+        "prompts": list(attributor.corpus.prompt_keys),
         "n_repeated": attributor.corpus.n_repeated,
         "evaluation": dict(attributor.evaluation),
     }
@@ -198,7 +199,7 @@ def _read_json(path: Path, subject: Subject) -> _File:
     confusion = file.evaluation.closed_set.confusion
     faults = {
         "one model twice": len(set(names)) != k,
-        "prompts that are not those of the digest": digest(sorted(file.prompts)) != file.prompts_digest,
+        "prompts that are not those of the digest": digest(sorted(set(file.prompts))) != file.prompts_digest,
         "a confusion matrix of another shape": {len(confusion), *map(len, confusion)} != {k},
         "n-grams of models that are not enrolled": not set(file.evaluation.ngrams) <= set(names),
     }
@@ -309,6 +310,6 @@ def _corpus(file: _File, arrays: _Arrays, subject: Subject) -> Corpus:
     every = {(k, part) for k in range(len(file.classes)) for part in range(len(PARTS))}
     if wrong is not None or not every <= set(zip(found["labels"].tolist(), found["parts"].tolist(), strict=True)):
         raise subject.malformed(f"'{wrong or 'parts'}' out of range", "texts of every model in every part", ADVICE)
-    ids = tuple(sorted(file.prompts))
-    groups = tuple(file.prompts[name] for name in ids)
-    return Corpus(texts, found["labels"], found["prompts"], found["parts"], ids, groups, file.n_repeated)
+    return Corpus(
+        texts, found["labels"], found["prompts"], found["parts"], tuple(sorted(file.prompts)), file.n_repeated
+    )

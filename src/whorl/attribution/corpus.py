@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from whorl.errors import NotEnoughEvidence, safe_name
 from whorl.transcripts.answers import Answers
-from whorl.transcripts.record import Prompt
+from whorl.transcripts.record import KEY_DIGITS, Prompt
 from whorl.transcripts.splits import bucket, part_of
 
 PARTS = ("train", "temperature", "conformal", "test")
@@ -34,8 +34,7 @@ class Corpus:
         labels: Class of each.
         prompts: Index of its prompt.
         parts: Index into `PARTS`.
-        prompt_ids: Ids of the prompts, sorted.
-        prompt_groups: Group of each prompt.
+        prompt_keys: Id and group of every prompt with a blank between, sorted; draws that ask nothing differ in the group.
         n_repeated: Test texts left out because a training text is verbatim the same.
     """
 
@@ -43,18 +42,17 @@ class Corpus:
     labels: Indices
     prompts: Indices
     parts: Indices
-    prompt_ids: tuple[str, ...]
-    prompt_groups: tuple[str, ...]
+    prompt_keys: tuple[str, ...]
     n_repeated: int = 0
 
     @cached_property
     def groups(self) -> Indices:
         """Number of the prompt group of each text."""
-        return np.unique(self.prompt_groups, return_inverse=True)[1][self.prompts]
+        return np.unique(list(map(group_in, self.prompt_keys)), return_inverse=True)[1][self.prompts]
 
     def group_names(self, rows: Indices) -> list[str]:
         """Prompt group of texts by position."""
-        return [self.prompt_groups[i] for i in self.prompts[rows]]
+        return [group_in(self.prompt_keys[i]) for i in self.prompts[rows]]
 
     def rows(self, part: int, labels: Sequence[int] | None = None) -> Indices:
         """Positions of the texts of one part, of all classes or some."""
@@ -82,6 +80,16 @@ class Corpus:
         return rows[np.sort(first)]
 
 
+def id_in(key: str) -> str:
+    """Prompt id of a prompt key."""
+    return key[:KEY_DIGITS]
+
+
+def group_in(key: str) -> str:
+    """Group of a prompt key."""
+    return key[KEY_DIGITS + 1 :]
+
+
 def part_of_group(group: str, salt: str, shares: tuple[float, float]) -> int:
     """Part of a prompt group; validation is halved by a hash of its own."""
     part = part_of(group, salt, shares)
@@ -98,18 +106,18 @@ def build(table: Answers, salt: str, shares: tuple[float, float]) -> Corpus:
         salt: Of the split.
         shares: Of the prompts for training and for validation; the rest is the test part.
     """
-    order = sorted(range(len(table.prompts)), key=lambda i: table.prompts[i].id)
+    keys = [f"{prompt.id} {group}" for prompt, group in zip(table.prompts, table.groups, strict=True)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
     rows = [(text, k, at) for k, found in enumerate(table.texts) for at, i in enumerate(order) for text in found[i]]
-    groups = tuple(table.groups[i] for i in order)
+    parts = np.array([part_of_group(table.groups[i], salt, shares) for i in order], np.int64)
     prompts = np.array([at for _, _, at in rows], np.int64)
     return without_repeats(
         Corpus(
             texts=tuple(text for text, _, _ in rows),
             labels=np.array([k for _, k, _ in rows], np.int64),
             prompts=prompts,
-            parts=np.array([part_of_group(group, salt, shares) for group in groups], np.int64)[prompts],
-            prompt_ids=tuple(table.prompts[i].id for i in order),
-            prompt_groups=groups,
+            parts=parts[prompts],
+            prompt_keys=tuple(keys[i] for i in order),
         )
     )
 
@@ -131,17 +139,15 @@ def without_repeats(corpus: Corpus) -> Corpus:
 
 def joined(corpus: Corpus, more: Corpus) -> Corpus:
     """Two corpora as one; the classes of the second get the numbers after those of the first."""
-    group_of = dict(zip(corpus.prompt_ids + more.prompt_ids, corpus.prompt_groups + more.prompt_groups, strict=True))
-    ids = sorted(group_of)
-    place = {name: i for i, name in enumerate(ids)}
-    old, new = (np.array([place[name] for name in c.prompt_ids], np.int64)[c.prompts] for c in (corpus, more))
+    keys = tuple(sorted({*corpus.prompt_keys, *more.prompt_keys}))
+    place = {key: i for i, key in enumerate(keys)}
+    old, new = (np.array([place[key] for key in c.prompt_keys], np.int64)[c.prompts] for c in (corpus, more))
     both = Corpus(
         texts=corpus.texts + more.texts,
         labels=np.concatenate([corpus.labels, more.labels + corpus.labels.max() + 1]),
         prompts=np.concatenate([old, new]),
         parts=np.concatenate([corpus.parts, more.parts]),
-        prompt_ids=tuple(ids),
-        prompt_groups=tuple(group_of[name] for name in ids),
+        prompt_keys=keys,
         n_repeated=corpus.n_repeated + more.n_repeated,
     )
     return without_repeats(both)
@@ -158,8 +164,8 @@ def training_table(corpus: Corpus, models: Sequence[str]) -> Answers:
     kept = [p for p in np.unique(corpus.prompts[train]).tolist() if all(len(drawn[k, p]) == n_draws for k in every)]
     return Answers(
         models=tuple(models),
-        prompts=tuple(Prompt(corpus.prompt_ids[p]) for p in kept),
-        groups=tuple(corpus.prompt_groups[p] for p in kept),
+        prompts=tuple(Prompt(corpus.prompt_keys[p]) for p in kept),
+        groups=tuple(group_in(corpus.prompt_keys[p]) for p in kept),
         texts=tuple(tuple(tuple(drawn[k, p]) for p in kept) for k in every),
         dropped={},
     )
@@ -180,6 +186,6 @@ def require_enough(corpus: Corpus, classes: Sequence[str]) -> None:
             if n < least:
                 raise NotEnoughEvidence(
                     f"'{safe_name(name)}' has {n} prompts in the {PARTS[part]} part, at least {least} are needed; the "
-                    f"transcripts have {len(corpus.prompt_ids)} prompts. Sample about 600 for the default split, or about "
+                    f"transcripts have {len(corpus.prompt_keys)} prompts. Sample about 600 for the default split, or about "
                     "130 with larger shares for calibration and test (--shares 0.4,0.45)."
                 )

@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 
 from whorl.attribution.attributor import Attributor, Enrolled
-from whorl.attribution.corpus import TRAIN, Corpus, build, joined, require_enough
+from whorl.attribution.corpus import TRAIN, Corpus, build, id_in, joined, require_enough
 from whorl.attribution.fit import finished, normalised
 from whorl.errors import NotEnoughEvidence, UsageError, safe_name
 from whorl.outputs.classifier import Linear, fit
 from whorl.progress import Progress, silent
-from whorl.transcripts.answers import MIN_COVERAGE, Answers, answers
+from whorl.transcripts.answers import MIN_COVERAGE, answers
 from whorl.transcripts.record import Transcript
 
 
@@ -45,10 +45,11 @@ def enrol(
     """
     kept, model, digests = _new_model(attributor, list(records), mixed_decoding=mixed_decoding)
     table = answers(kept, n_draws=attributor.settings.n_draws, mixed_decoding=mixed_decoding, min_coverage=0.0)
-    _require_same_prompts(attributor, table)
     table, _ = normalised(table, attributor.settings.n_characters, mask_names=attributor.settings.mask_names)
     settings = replace(attributor.settings, decodings=tuple(sorted({*attributor.settings.decodings, *digests})))
-    corpus = joined(attributor.corpus, build(table, settings.salt, settings.shares))
+    new = build(table, settings.salt, settings.shares)
+    _require_same_prompts(attributor, new)
+    corpus = joined(attributor.corpus, new)
     classes = (*attributor.classes, Enrolled(model.model, lineage or model.model.ref))
     require_enough(corpus, [one.name for one in classes])
     linear = with_class(attributor, corpus)
@@ -80,15 +81,16 @@ def _new_model(
             f"'{safe_name(names[0])}' was not sampled with the decoding settings of the bundle. Sample it alike, or pass "
             "--mixed-decoding."
         )
-    asked = set(attributor.corpus.prompt_ids)
+    asked = set(map(id_in, attributor.corpus.prompt_keys))
     return [record for record in records if record.prompt.id in asked], records[0], digests
 
 
-def _require_same_prompts(attributor: Attributor, table: Answers) -> None:
+def _require_same_prompts(attributor: Attributor, new: Corpus) -> None:
     """Other prompts would mean other topics, and topics would tell the new model from the others."""
-    wanted = len(attributor.corpus.prompt_ids)
-    if len(table.prompts) < MIN_COVERAGE * wanted:
+    wanted = set(attributor.corpus.prompt_keys)
+    answered = len(wanted & set(new.prompt_keys))
+    if answered < MIN_COVERAGE * len(wanted):
         raise NotEnoughEvidence(
-            f"'{safe_name(table.models[0])}' answered {len(table.prompts)} of the {wanted} prompts of the bundle; at least "
-            f"{MIN_COVERAGE:.0%} are needed. Sample it on the same prompts."
+            f"Too few of the {len(wanted)} prompts of the bundle were answered: {answered}; at least {MIN_COVERAGE:.0%} are "
+            "needed. Sample the model on the same prompts."
         )

@@ -28,6 +28,7 @@ from whorl.transcripts.record import Transcript
 from whorl.transcripts.splits import group_of
 
 RESAMPLES = 2_000
+AT_ONCE = 200
 WORDS = (8, 16, 32, 64, 128, 256, 512)
 TRAINING = (10, 30, 100, 300, 1_000, 3_000, 10_000)
 N_NGRAMS = 20
@@ -52,8 +53,11 @@ def accuracy_over_prompts(right: Flags, groups: Indices, seed: int) -> dict[str,
         bound = 0.025 ** (1 / n)
         low, high = (bound, 1.0) if rate else (0.0, 1 - bound)
     else:
-        times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-        low, high = (float(v) for v in np.quantile((times @ hits) / (times @ total), (0.025, 0.975)))
+        rng, rates = np.random.default_rng(seed), []
+        for _ in range(0, RESAMPLES, AT_ONCE):  # bounds the table of weights
+            times = rng.multinomial(n, np.full(n, 1 / n), AT_ONCE)
+            rates.append((times @ hits) / (times @ total))
+        low, high = (float(v) for v in np.quantile(np.concatenate(rates), (0.025, 0.975)))
     return {"accuracy": rate, "interval": [low, high], "n_texts": len(right), "n_prompts": n}
 
 
@@ -87,11 +91,17 @@ def _macro_f1(confusion: NDArray[np.int_]) -> float:
     return float((2 * hits / np.maximum(both, 1)).mean())
 
 
-def _verdicts(attributor: Attributor, margins: Doubles, labels: Indices) -> dict[str, float]:
-    """Shares of verdicts on pools of margins, shape (pools, m, classes), of models that are enrolled."""
+def _verdicts(
+    attributor: Attributor, margins: Doubles, labels: Indices, groups: Indices | None = None
+) -> dict[str, float]:
+    """Shares of verdicts on pools of margins, shape (pools, m, classes), of models that are enrolled.
+
+    `groups` are the prompt groups of the texts, shape (pools, m); answers to one prompt count once for the p-value.
+    """
     counts = dict.fromkeys(("match, right", "match, wrong", NONE, UNDECIDED), 0)
-    for found, label in zip(margins, labels, strict=True):
-        said = attributor.judge(found, draws=JUDGED_DRAWS)
+    for i, label in enumerate(labels):
+        independent = None if groups is None else np.unique(groups[i], return_index=True)[1]
+        said = attributor.judge(margins[i], independent, draws=JUDGED_DRAWS)
         right = "right" if said.possible[:1] == (int(label),) else "wrong"
         counts[f"match, {right}" if said.verdict == MATCH else said.verdict] += 1
     return {word: n / len(labels) for word, n in counts.items()}
@@ -116,6 +126,7 @@ def by_number_of_texts(attributor: Attributor, margins: Doubles) -> list[dict[st
         rate = float((found.argmax(axis=1) == classes).mean())
         n_disjoint = int(sum((labels == k).sum() // size for k in np.unique(classes)))
         some = rng.permutation(len(classes))[:JUDGED_POOLS]
+        judged_rows = rows[members[some]]
         tables.append(
             {
                 "n_texts": size,
@@ -124,7 +135,8 @@ def by_number_of_texts(attributor: Attributor, margins: Doubles) -> list[dict[st
                 "n_classes": len(np.unique(classes)),
                 "accuracy": rate,
                 "interval": list(binomial_interval(rate, n_disjoint)),
-                "verdicts": _verdicts(attributor, margins[rows[members[some]]], classes[some]),
+                "n_judged": len(some),
+                "verdicts": _verdicts(attributor, margins[judged_rows], classes[some], corpus.groups[judged_rows]),
             }
         )
     return tables
@@ -228,11 +240,11 @@ def shifts(attributor: Attributor, conditions: Mapping[str, Iterable[Transcript]
 
 def _shifted(attributor: Attributor, name: str, records: Iterable[Transcript]) -> dict[str, Any]:
     settings, place = attributor.settings, {label: k for k, label in enumerate(attributor.names)}
-    usable = [
-        (record.response, place[_enrolled(record, place, name)], group_of(record.prompt))
-        for record in records
-        if record.ok and part_of_group(group_of(record.prompt), settings.salt, settings.shares) != TRAIN
-    ]
+    usable = []
+    for record in (record for record in records if record.ok):
+        group = group_of(record.prompt, record.sample_index // settings.n_draws)
+        if part_of_group(group, settings.salt, settings.shares) != TRAIN:
+            usable.append((record.response, place[_enrolled(record, place, name)], group))
     if not usable:
         raise UsageError(f"The transcripts of shift '{safe_name(name)}' answer no prompt outside the training part.")
     texts, labels, groups = (list(column) for column in zip(*usable, strict=True))

@@ -1,7 +1,6 @@
 """`predict`: whose text is this? Probabilities, p-values, a verdict, the n-grams behind it, and what it does not show."""
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,15 +10,14 @@ import numpy as np
 
 from whorl import __version__
 from whorl._atomic import write_text
-from whorl.attribution.attributor import Attributor, Doubles, Indices, Judgement
+from whorl.attribution.attributor import Attributor, Indices, Judgement, margins_of
 from whorl.attribution.conformal import MATCH, NONE, Verdict
 from whorl.attribution.pooling import SIZES, distinct
 from whorl.errors import UsageError, safe_name
-from whorl.outputs.ngrams import contributions
+from whorl.outputs.features import Sparse
 
 SCHEMA = "whorl.attribution-answer/1"
 N_NGRAMS = 12
-N_EACH = 60
 NOT_SHOWN = (
     "An attribution is a claim about style. Style can be imitated, on purpose or by training on another model's answers.",
     "It is no proof of ownership, of origin, or of which weights answered.",
@@ -134,21 +132,18 @@ def predict(
         kept = distinct(clean)
         clean = [clean[i] for i in kept]
         independent = None if groups is None else np.array(distinct([groups[i] for i in kept]))
-        return (_answer(attributor, clean, attributor.margins(clean), named[0], independent),)
-    margins = attributor.margins(clean)
-    return tuple(
-        _answer(attributor, [text], margin[None], name)
-        for text, margin, name in zip(clean, margins, named, strict=True)
-    )
+        return (_answer(attributor, clean, attributor.space.transform(clean), named[0], independent),)
+    x = attributor.space.transform(clean)
+    return tuple(_answer(attributor, [clean[i]], x[i], named[i]) for i in range(len(clean)))
 
 
 def _answer(
-    attributor: Attributor, texts: Sequence[str], margins: Doubles, source: str, independent: Indices | None = None
+    attributor: Attributor, texts: Sequence[str], x: Sparse, source: str, independent: Indices | None = None
 ) -> Attribution:
     found = [attributor.habits.warnings(text) for text in texts]
     unusual = sum(map(bool, found))
     strict = 2 * unusual >= len(texts) and unusual > 0
-    judged = attributor.judge(margins, independent, strict=strict)
+    judged = attributor.judge(margins_of(attributor.linear, x), independent, strict=strict)
     order = np.argsort(-judged.log_p, kind="stable")
     candidates = tuple(_candidate(attributor, judged, int(k)) for k in order)
     return Attribution(
@@ -162,7 +157,7 @@ def _answer(
         candidates=candidates,
         alpha=judged.rule.alpha,
         least_acceptance=judged.rule.match,
-        contributions=_contributions(attributor, texts, int(order[0])),
+        contributions=_contributions(attributor, x, int(order[0])),
         warnings=_warnings(found, len(texts), strict=strict),
     )
 
@@ -210,12 +205,11 @@ def _why(attributor: Attributor, judged: Judgement, n_texts: int) -> str:
     )
 
 
-def _contributions(attributor: Attributor, texts: Sequence[str], k: int) -> tuple[Contribution, ...]:
-    """n-grams by their mean contribution to the margin of class k, the strongest first."""
-    total: dict[str, float] = defaultdict(float)
-    for text in texts[: SIZES[-1]]:
-        for found in contributions(attributor.space, attributor.linear, text, k, N_EACH):
-            total[found.text] += found.value / min(len(texts), SIZES[-1])
+def _contributions(attributor: Attributor, x: Sparse, k: int) -> tuple[Contribution, ...]:
+    """n-grams by weight times mean value for class k, the strongest first."""
+    values = np.asarray(x.mean(axis=0)).ravel() * attributor.linear.weights[k]
+    strongest = np.argpartition(-values, min(N_NGRAMS, len(values) - 1))[:N_NGRAMS]
+    columns = [int(i) for i in strongest[np.argsort(-values[strongest], kind="stable")] if values[i] > 0]
     stable = {row["text"] for row in attributor.evaluation["ngrams"][attributor.names[k]]}
-    strongest = sorted(total, key=lambda name: (-total[name], name))[:N_NGRAMS]
-    return tuple(Contribution(name, total[name], name in stable) for name in strongest if total[name] > 0)
+    named = zip(attributor.space.names(columns), columns, strict=True)
+    return tuple(Contribution(name, float(values[i]), name in stable) for name, i in named)

@@ -51,6 +51,9 @@ class Threshold:
     lineage_strict: float | None
 
 
+UNMEASURED = Threshold(1, None, None, None, None)
+
+
 @dataclass(frozen=True, eq=False)
 class LeftOut:
     """What happened when some classes were left out.

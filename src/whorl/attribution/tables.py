@@ -66,6 +66,7 @@ class Pool(_Strict):
     n_classes: Count
     accuracy: Rate
     interval: Interval
+    n_judged: Count
     verdicts: Verdicts
 
 

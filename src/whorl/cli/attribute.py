@@ -90,6 +90,7 @@ def predict(
     together: Annotated[
         bool, typer.Option("--together", help="All texts are of one source: judge them as one.")
     ] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Every line of a text file is a text of its own.")] = False,
     out: OutOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -99,6 +100,7 @@ def predict(
     \b
     whorl attribute predict bundle letter.txt
     whorl attribute predict bundle suspect.jsonl --together --json
+    whorl attribute predict bundle answers.txt --lines --together
     cat letter.txt | whorl attribute predict bundle -
     """
     import json
@@ -108,7 +110,7 @@ def predict(
     from whorl.attribution.predict import predict as ask
 
     sink = Sink(as_json=as_json, quiet=quiet)
-    found = _read_texts(texts)
+    found = _read_texts(texts, lines=lines)
     groups = [group for _, _, group in found] if together else None
     answers = ask(
         load(bundle), [text for _, text, _ in found], together=together, sources=[name for name, _, _ in found],
@@ -211,16 +213,21 @@ def _shares(text: str) -> tuple[float, float]:
     return train, validation
 
 
-def _read_texts(given: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Name, text and prompt group of every text."""
+def _read_texts(given: Sequence[str], *, lines: bool) -> list[tuple[str, str, str]]:
+    """Name, text and prompt group of every text; a text of unknown prompt is a group of its own."""
     from whorl.transcripts.splits import group_of
     from whorl.transcripts.store import read_records
 
     found: list[tuple[str, str, str]] = []
     for name in given:
         if name != "-" and (Path(name).is_dir() or name.endswith(SETS)):
-            records = [record for record in read_records([name]) if record.ok]
-            found += [(f"{name}: {record.id[:16]}", record.response, group_of(record.prompt)) for record in records]
+            for record in read_records([name]):
+                if record.ok:
+                    group = group_of(record.prompt, record.sample_index)
+                    found.append((f"{name}: {record.id[:16]}", record.response, group))
+        elif lines:
+            numbered = enumerate(_read_text(name).splitlines(), 1)
+            found += [(f"{name}: line {at}", line, f"{name}: {at}") for at, line in numbered if line.strip()]
         else:
             found.append((name, _read_text(name), name))
     return found

@@ -17,8 +17,11 @@ from whorl.errors import safe_name
 if TYPE_CHECKING:
     from whorl.comparison import Comparison
     from whorl.demo import Demo
+    from whorl.demo_texts import Texts
     from whorl.lineage.graph import Edge, Graph
     from whorl.reports.lineages import Values
+
+TEXT_STYLES = {"match": "related", "none of these": "unrelated", "undecided": "undecided"}
 
 
 def demo(
@@ -26,7 +29,9 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Does it work here? The whole story on small example models: offline, without torch, in about a minute.
+    """Does it work here? The whole story on small example models: offline, in about a minute.
+
+    The part that samples texts needs torch and transformers; without them it is skipped, and the exit code is 4.
 
     \b
     whorl demo
@@ -40,6 +45,9 @@ def demo(
         found = run_demo(out, progress=progress)
     for skipped in found.survey.skipped:
         sink.hint(f"skipped {safe_name(skipped.name)}: {skipped.why}")
+    if found.missing:
+        names = ", ".join(found.missing)
+        sink.hint(f'skipped: which model wrote this? It needs {names}: pip install "whorl[lab]"')
     page = str(found.files[-1])
     if as_json:
         sink.record(found.survey.to_dict() | {"files": [str(f) for f in found.files]})
@@ -49,7 +57,7 @@ def demo(
         _show_demo(sink, found)
         sink.line(f"{len(found.files) - 1} files beside the report: {out}")
         sink.line(f"Report: {page}")
-    if found.survey.skipped:
+    if found.survey.skipped or found.missing:
         raise typer.Exit(exit_codes.UNDECIDED)
 
 
@@ -78,6 +86,26 @@ def _show_demo(sink: Sink, found: "Demo") -> None:
         for line in _tree_lines(found.tree.graph):
             sink.line(line)
         sink.line("")
+    if found.texts is not None:
+        _show_texts(sink, found.texts)
+
+
+def _show_texts(sink: Sink, texts: "Texts") -> None:
+    evaluation = texts.attributor.evaluation
+    n = len(texts.attributor.names)
+    right = {pool["n_texts"]: pool["accuracy"] for pool in evaluation["by_number_of_texts"]}
+    shown = ", ".join(f"{100 * right[k]:.0f} % of {k}" for k in (1, 16) if k in right)
+    sink.line("Which model wrote this? By style alone, sampled just now (whorl sample, whorl attribute):", "bold")
+    learned = f"  {n} models enrolled, {texts.n_texts:,} texts"
+    sink.line(f"{learned}; the right one first, by number of texts: {shown} (chance {100 / n:.0f} %)")
+    sink.line("")
+    for question in texts.questions:
+        answer = question.answer
+        known = "enrolled" if question.enrolled else "enrolled nowhere"
+        said = f"{answer.verdict}{'' if answer.model is None else ': ' + answer.model}; {safe_name(answer.why, 400)}"
+        _show_answer(sink, f"{answer.n_texts} texts of {question.name}", known, said, TEXT_STYLES[answer.verdict])
+    sink.line(f"  Report of the bundle: {texts.files[-1]}")
+    sink.line("")
 
 
 def _show_answer(sink: Sink, name: str, known: str, said: str, style: str) -> None:

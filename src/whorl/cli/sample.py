@@ -129,6 +129,8 @@ def sample(
                     engine, str(model), device=device, dtype=dtype, batch_size=batch_size, system=system, chat=chat,
                     offline=offline, top_logprobs=logprobs or 0, progress=progress,
                 )  # fmt: skip
+        for note in getattr(sampler, "notes", ()):
+            sink.hint(f"note: {note}")
         limited = (max_requests, max_tokens, max_cost) != (None, None, None)
         _sample(
             sink, sampler, (prompts, n, rows), out,

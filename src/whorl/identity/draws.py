@@ -192,7 +192,7 @@ def require_same_decoding(reference: Side, suspect: Side) -> None:
     Raises:
         UsageError: the settings differ.
     """
-    if reference.decodings != suspect.decodings or len(reference.decodings) > 1:
+    if len(reference.decodings | suspect.decodings) > 1:
         raise UsageError(
             f"Mixed decoding: '{safe_name(reference.label)}' and '{safe_name(suspect.label)}' were not sampled with the same "
             "settings. Sample both alike, or pass --mixed-decoding to compare them all the same."

@@ -94,7 +94,8 @@ def identity_test(
         suspect: Answers of the suspect to the same prompts, under the same decoding.
         variants: Honest variants that would be acceptable (another system prompt, template, server, precision): each is
             a null of its own. Their decoding may differ; that may be what makes them variants.
-        smallest: Differences that matter, planted: another model's answers, or a `mixture`. Needed for "match".
+        smallest: Differences that matter, planted: another model's answers, or a `mixture`. Needed for "match". At least
+            twice as many draws a prompt as the suspect has show the power much more sharply.
         alpha: Error rate of "no match", in (0, 0.05].
         b: Relabellings.
         statistic: What decides: "mmd" (characters), "first-word", "classifier", "log-likelihood", or "max-t" of them all.
@@ -174,7 +175,7 @@ def _test(honest: Side, suspect: Side, plan: _Plan) -> NullResult:
         return replace(tested, why=_too_few(paired))
     statistics = plan.statistics(paired.prompts)
     run = permute(paired.prompts, statistics, plan.b, plan.seed)
-    results = [_of_statistic(run, name) for name in (*run.names, *run.missing)]
+    results = [_of_statistic(run, name, plan) for name in (*run.names, *run.missing)]
     names = plan.deciding(run.names)
     if not names:
         return replace(tested, statistics=tuple(results), why=f"{plan.statistic}: {_why_missing(run, plan)}")
@@ -199,9 +200,9 @@ def _why_missing(run: Permuted, plan: _Plan) -> str:
     return run.missing.get(plan.statistic, "no statistic varies between answers")
 
 
-def _of_statistic(run: Permuted, name: str) -> StatisticResult:
+def _of_statistic(run: Permuted, name: str, plan: _Plan) -> StatisticResult:
     if name in run.missing:
-        return StatisticResult(name, None, None, None, None, run.totals.shape[1] - 1, run.missing[name])
+        return StatisticResult(name, None, None, None, None, plan.b, run.missing[name])
     return _summary(name, run.row(name))
 
 
@@ -291,7 +292,10 @@ def _more_prompts(weak: Sequence[Detection], null: NullResult) -> str:
         return f"undetectable here: {named} lies below the noise between honest models, and 16 times the prompts would not do"
     extra = max((d.prompts_needed or 0) - d.n_prompts for d in weak)
     draws = [round(n / max(null.n_prompts, 1)) for n in null.n_draws]
-    return f"about {extra} more prompts with {draws[0]} + {draws[1]} draws each ({extra * sum(draws)} draws in all)"
+    fewer = " (fewer, if it is planted with twice as many draws)" if any(d.n_sets == 1 for d in weak) else ""
+    return (
+        f"about {extra} more prompts with {draws[0]} + {draws[1]} draws each ({extra * sum(draws)} draws in all){fewer}"
+    )
 
 
 def _more_draws(failed: NullResult) -> str:

@@ -84,12 +84,14 @@ def code_points(texts: Sequence[str]) -> tuple[NDArray[np.uint8] | NDArray[np.ui
     return np.ascontiguousarray(rows.T), lengths
 
 
-def agreements(places: NDArray[np.uint8] | NDArray[np.uint32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places that two texts both reach and at which they agree, shape (n, n)."""
+def agreements(
+    places: NDArray[np.uint8] | NDArray[np.uint32], lengths: NDArray[np.int64], block_bytes: int = BLOCK_BYTES
+) -> NDArray[np.int64]:
+    """Places that two texts both reach and at which they agree, shape (n, n); at most `block_bytes` compared at a time."""
     n_places, n = places.shape
     found = np.zeros((n, n), dtype=np.int64)
     deep = min(_MAX_PLACES, max(n_places, 1))
-    step = max(1, BLOCK_BYTES // (deep * n))
+    step = max(1, block_bytes // (deep * n))
     for top in range(0, n_places, deep):
         block = places[top : top + deep]
         for start in range(0, n, step):

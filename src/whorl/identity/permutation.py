@@ -124,8 +124,6 @@ def permute(prompts: Sequence[PromptDraws], statistics: Sequence[Statistic], b: 
         if classifiers:
             kept.append(labels)
     missing = {name: "it does not vary between answers" for name, found in varies.items() if not found}
-    same = {name: row for name, row in totals.items() if np.ptp(row) <= _TIE * np.abs(row).max()}
-    missing |= {name: "it is the same under every relabelling" for name in same if name not in missing}
     for c in classifiers:
         try:
             accuracies = c.accuracies(prompts, kept)
@@ -133,6 +131,8 @@ def permute(prompts: Sequence[PromptDraws], statistics: Sequence[Statistic], b: 
             missing[c.name] = str(reason)
         else:
             observed[c.name], totals[c.name] = accuracies[0], accuracies @ weights
+    same = [name for name, row in totals.items() if np.ptp(row) <= _TIE * np.abs(row).max()]
+    missing = dict.fromkeys(same, "it is the same under every relabelling") | missing
     names = tuple(s.name for s in statistics if s.name not in missing)
     rows = [np.array([found[name] for name in names]) for found in (observed, totals)]
     return Permuted(names, weights, rows[0], rows[1], missing)

@@ -1,11 +1,15 @@
 """What would have been noticed: planted swaps under the same test, at the same number of prompts and draws (ours).
 
 A planted set is a suspect that is known to differ: another model's answers, or a mixture with honest ones. It is cut into
-disjoint sets of the real suspect's size, and each is tested against every allowed variant. Then prompts are drawn anew with
-replacement, 2,000 times: the share of draws that pass the critical value against *every* variant is the detection rate.
+disjoint sets of the real suspect's size, and each is tested against every allowed variant. Then 2,000 suspects are put
+together from them, and the share that passes the critical value against *every* variant is the detection rate.
 
-A bootstrap knows the planted difference only as well as its prompts show it. So the rate is given with the rates at both
-ends of the one-sided 95 % interval of the difference, and only the lower end counts as power.
+    two sets or more   each prompt takes its value from a set of its own choice: prompts stay as they are, draws vary, which
+                       is what happens when the same prompts are asked again
+    one set            prompts are drawn with replacement, which varies more and so shows less power
+
+The planted difference is only known up to its own noise, so the rate is given with the rates at both ends of its one-sided
+95 % interval, and only the lower end counts as power.
 """
 
 import math
@@ -62,14 +66,6 @@ class Detection:
         return self.prompts_needed is None
 
 
-@dataclass(frozen=True)
-class _Against:
-    """Planted sets against one variant, in units of the null's sd: values (sets, statistics, prompts), critical value."""
-
-    values: Doubles
-    critical: float
-
-
 def detection(
     name: str, runs: Sequence[Sequence[Permuted]], names: Sequence[str], alpha: float, n_draws: int, seed: int
 ) -> Detection:
@@ -85,13 +81,29 @@ def detection(
     """
     against = [_against(sets, names, alpha) for sets in runs]
     weights = runs[0][0].weights
+    resampled = _resampled(against, weights, seed)
     n = len(weights)
-    now = _rates(against, weights, n, seed)
-    needed = n if now[1] >= POWER else None
-    for factor in GROWTH:
-        if needed is None and _rates(against, weights, math.ceil(factor * n), seed)[1] >= POWER:
-            needed = math.ceil(factor * n)
-    return Detection(name, *now, n, len(runs[0]), n_draws, needed)
+    rate, lower, upper = (_found(against, resampled, 1.0, side) for side in (0.0, -1.0, 1.0))
+    enough = (f for f in (1.0, *GROWTH) if _found(against, resampled, f, -1.0) >= POWER)
+    needed = next((math.ceil(factor * n) for factor in enough), None)
+    return Detection(name, rate, lower, upper, n, len(runs[0]), n_draws, needed)
+
+
+@dataclass(frozen=True)
+class _Against:
+    """Planted sets against one variant, in units of the null's sd: values (sets, statistics, prompts), critical value."""
+
+    values: Doubles
+    critical: float
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """Means over prompts: the planted one (statistics,), of resamples less that (resamples, statistics), half-width."""
+
+    mean: Doubles
+    deviations: Doubles
+    width: Doubles
 
 
 def _against(sets: Sequence[Permuted], names: Sequence[str], alpha: float) -> _Against:
@@ -119,25 +131,35 @@ def critical_value(null: Doubles, alpha: float) -> float:
     return float(np.partition(null, null.size - rank)[null.size - rank])
 
 
-def _rates(against: Sequence[_Against], weights: Doubles, n_prompts: int, seed: int) -> tuple[float, float, float]:
-    """Detection rate at `n_prompts` prompts, and at the lower and upper end of the difference's interval."""
+def _resampled(against: Sequence[_Against], weights: Doubles, seed: int) -> list[_Resampled]:
+    """Resamples of the planted value against each variant; the same draws against all."""
     from scipy.stats import t as student
 
-    rng = np.random.default_rng((seed, n_prompts))
+    rng = np.random.default_rng(seed)
     n_sets, n = against[0].values.shape[0], weights.size
-    slots = rng.integers(n, size=(N_RESAMPLES, n_prompts))
-    sets = rng.integers(n_sets, size=(N_RESAMPLES, n_prompts))
-    share = weights[slots] / weights[slots].sum(axis=1, keepdims=True)
-    shrink = math.sqrt(n / n_prompts)
-    width = float(student.ppf(CONFIDENCE, n - 1)) * shrink
-    found = np.ones((3, N_RESAMPLES), dtype=bool)
+    fixed = np.arange(n)[None, :]
+    prompts = fixed if n_sets > 1 else rng.integers(n, size=(N_RESAMPLES, n))
+    sets = rng.integers(n_sets, size=(N_RESAMPLES, n))
+    share = weights[prompts] / weights[prompts].sum(axis=1, keepdims=True)
+    found = []
     for one in against:
-        drawn = np.einsum("rp,rps->rs", share, one.values[sets, :, slots])  # (resamples, statistics)
-        spread = one.values.mean(axis=0).std(axis=1, ddof=1) / math.sqrt(n)  # of the mean over prompts
-        for row, shift in enumerate((0.0, -width, width)):
-            found[row] &= (drawn + shift * spread).max(axis=1) > one.critical * shrink
-    rate, lower, upper = (float(row.mean()) for row in found)
-    return rate, lower, upper
+        mean = one.values.mean(axis=0) @ weights  # (statistics,)
+        drawn = np.einsum("rp,rps->rs", np.broadcast_to(share, sets.shape), one.values[sets, :, prompts])
+        spread = np.sqrt(n_sets / max(n_sets - 1, 1))  # of n sets around their own mean
+        deviations = (drawn - mean) * spread
+        freedom = n * (n_sets - 1) if n_sets > 1 else n - 1
+        width = student.ppf(CONFIDENCE, freedom) * deviations.std(axis=0) / math.sqrt(n_sets)
+        found.append(_Resampled(mean, deviations, width))
+    return found
+
+
+def _found(against: Sequence[_Against], resampled: Sequence[_Resampled], factor: float, side: float) -> float:
+    """Share of resamples found against every variant at `factor` times the prompts; side -1, 0, 1 of the interval."""
+    found = np.ones(N_RESAMPLES, dtype=bool)
+    for one, drawn in zip(against, resampled, strict=True):
+        values = drawn.mean + (drawn.deviations + side * drawn.width) / math.sqrt(factor)
+        found &= values.max(axis=1) > one.critical / math.sqrt(factor)
+    return float(found.mean())
 
 
 def planted_sets(planted: Side, like: Side) -> tuple[Side, ...]:

@@ -12,7 +12,7 @@ Notable:
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -26,6 +26,9 @@ Analyzer = Literal["char", "word", "subword"]
 Weighting = Literal["tfidf", "log-count"]
 Sparse = Any
 """A `scipy.sparse.csr_matrix`; scipy is loaded by the functions that need it."""
+
+UNITS_AT_ONCE = 1 << 20
+"""Bounds the memory of counting: about 32 bytes for each unit and length of n-gram."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -146,12 +149,13 @@ class Block:
     def transform(self, texts: Sequence[str], tokenizer: Any) -> Sparse:
         """Weights, csr float32, shape (texts, columns)."""
         units = _Units(self.settings.analyzer, texts, tokenizer, self.vocabulary.units)
-        rows, codes = _codes(units, self.settings)
-        at = np.searchsorted(self.vocabulary.codes, codes)
-        at[at == len(self.vocabulary.codes)] = 0
-        known = self.vocabulary.codes[at] == codes if len(self.vocabulary.codes) else np.zeros(len(codes), bool)
-        counted = _table(rows[known], at[known], (len(texts), len(self.vocabulary.codes)))
-        return _weigh(counted, self.idf, self.settings.weighting)
+        known, tables = self.vocabulary.codes, []
+        for n_texts, rows, codes in units.grams(self.settings):
+            at = np.searchsorted(known, codes)
+            at[at == len(known)] = 0
+            found = known[at] == codes if len(known) else np.zeros(len(codes), bool)
+            tables.append(_table(rows[found], at[found], (n_texts, len(known))))
+        return _weigh(_below(tables), self.idf, self.settings.weighting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,10 +285,15 @@ def weighted(counts: Iterable[Counts], rows: NDArray[Any]) -> Sparse:
 
 def _count(settings: Ngrams, texts: Sequence[str], tokenizer: Any) -> Counts:
     units = _Units(settings.analyzer, texts, tokenizer)
-    rows, codes = _codes(units, settings)
-    distinct = np.unique(codes)  # by hashing, and a search after it: twice as fast as a sort with its inverse
-    columns = np.searchsorted(distinct, codes)
-    return Counts(settings, Vocabulary(units.units, distinct), _table(rows, columns, (len(texts), len(distinct))))
+    kept, tables = [], []
+    for n_texts, rows, codes in units.grams(settings):
+        kept.append(np.unique(codes))  # by hashing, and a search after it: twice as fast as a sort with its inverse
+        tables.append(_table(rows, np.searchsorted(kept[-1], codes), (n_texts, len(kept[-1]))))
+    distinct = np.unique(np.concatenate(kept))
+    widened = [
+        _widen(table, np.searchsorted(distinct, own), len(distinct)) for table, own in zip(tables, kept, strict=True)
+    ]
+    return Counts(settings, Vocabulary(units.units, distinct), _below(widened))
 
 
 class _Units:
@@ -307,6 +316,43 @@ class _Units:
         place_of = {unit: i for i, unit in enumerate(self.units, 1)}
         self.digits = np.array([place_of.get(unit, 0) for piece in pieces for unit in piece], np.int64)
 
+    def grams(self, settings: Ngrams) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Texts, and row and code of each of their n-grams, about `UNITS_AT_ONCE` units at a time.
+
+        Raises:
+            UsageError: a code would not fit 63 bits.
+        """
+        if (len(self.units) + 1) ** settings.high >= 2**63:
+            raise UsageError(
+                f"{settings.analyzer} n-grams of {settings.high} over {len(self.units):,} different units are too many to "
+                "tell apart. Pass shorter n-grams."
+            )
+        ends = np.cumsum(self.lengths)
+        chunk = (ends - self.lengths) // UNITS_AT_ONCE  # by the first unit of a text
+        for first, last in pairwise([0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(ends)]):
+            inside = slice(int(ends[first] - self.lengths[first]), int(ends[last - 1])) if last > first else slice(0)
+            rows, codes = self._codes(self.digits[inside], self.lengths[first:last], settings)
+            yield last - first, rows, codes
+
+    def _codes(
+        self, digits: NDArray[np.int64], lengths: NDArray[np.int64], settings: Ngrams
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and code of every n-gram without unknown units; the rows of one code ascend."""
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(row))  # units to the end of the text
+        starts = np.flatnonzero(digits)
+        code = digits[starts]
+        rows, codes = [], []
+        for n in range(1, settings.high + 1):
+            if n > 1:
+                starts, code = starts[left[starts] >= n], code[left[starts] >= n]
+                digit = digits[starts + n - 1]
+                starts, code = starts[digit > 0], (code * (len(self.units) + 1) + digit)[digit > 0]
+            if n >= settings.low:
+                rows.append(row[starts])
+                codes.append(code)
+        return np.concatenate(rows), np.concatenate(codes)
+
 
 def _characters(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     encoded = "".join(texts).encode("utf-32-le", "surrogatepass")
@@ -322,35 +368,6 @@ def _tokens(texts: Sequence[str], tokenizer: Any) -> list[list[str]]:
         raise UsageError("Sub-word features need the tokenizer that the models share.")
     whole = [text.encode("utf-8", "replace").decode() for text in texts]  # a lone surrogate has no UTF-8
     return [encoding.tokens for encoding in tokenizer.encode_batch(whole, add_special_tokens=False)]
-
-
-def _codes(units: _Units, settings: Ngrams) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and code of every n-gram; those with an unknown unit are left out.
-
-    Raises:
-        UsageError: a code would not fit 63 bits.
-    """
-    base = len(units.units) + 1
-    if base**settings.high >= 2**63:
-        raise UsageError(
-            f"{settings.analyzer} n-grams of {settings.high} over {len(units.units):,} different units are too many to "
-            "tell apart. Pass shorter n-grams."
-        )
-    row = np.repeat(np.arange(len(units.lengths)), units.lengths)
-    left = np.repeat(np.cumsum(units.lengths), units.lengths) - np.arange(len(row))  # units to the end of the text
-    starts = np.flatnonzero(units.digits)
-    code = units.digits[starts]
-    rows, codes = [], []
-    for n in range(1, settings.high + 1):
-        if n > 1:
-            inside = left[starts] >= n
-            starts, code = starts[inside], code[inside]
-            digit = units.digits[starts + n - 1]
-            starts, code = starts[digit > 0], (code * base + digit)[digit > 0]
-        if n >= settings.low:
-            rows.append(row[starts])
-            codes.append(code)
-    return np.concatenate(rows), np.concatenate(codes)
 
 
 def _table(rows: NDArray[np.int64], columns: NDArray[np.int64], shape: tuple[int, int]) -> Sparse:
@@ -372,6 +389,21 @@ def _weigh(counts: Sparse, weights: NDArray[np.float32], weighting: Weighting) -
         norms = np.sqrt(np.asarray(table.multiply(table).sum(axis=1))).ravel()
         table.data /= np.repeat(np.where(norms > 0, norms, 1), np.diff(table.indptr)).astype(np.float32)
     return table
+
+
+def _widen(table: Sparse, columns: NDArray[np.int64], width: int) -> Sparse:
+    """The same rows with their columns at ascending places of a wider table."""
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(
+        (table.data, columns.astype(np.int32)[table.indices], table.indptr), shape=(table.shape[0], width)
+    )
+
+
+def _below(tables: Sequence[Sparse]) -> Sparse:
+    from scipy.sparse import vstack
+
+    return tables[0] if len(tables) == 1 else vstack(tables, format="csr")
 
 
 def _beside(tables: Sequence[Sparse]) -> Sparse:

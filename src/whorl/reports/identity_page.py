@@ -90,7 +90,7 @@ def error_rate(result: StoredIdentity) -> str:
 
 def power_words(found: StoredDetection) -> str:
     """What would have been noticed, in a sentence."""
-    rate = f"found in {percent(found.rate)} % of prompt draws, surely in {percent(found.lower)} % (95 %)"
+    rate = f"found in {percent(found.rate)} % of resamples, at the lower 95 % end in {percent(found.lower)} %"
     if found.enough:
         return rate
     why = "below the noise between honest models" if found.undetectable else f"needs {found.prompts_needed} prompts"

@@ -84,9 +84,10 @@ def open_for_sampling(
         device, dtype = checked_device(device), stored_dtype(opened.source, dtype)
         tokenizer, digest = read_tokenizer(folder)
         tensors, weights = _read(opened.source, dtype, progress)
-        model = _model(opened, tensors, dtype, device)
+        model, notes = _model(opened, tensors, dtype, device)
         name = model_id(ref, opened, weights, dtype)
-    return Opened(name, model, tokenizer, digest, ends_of(folder, model.config, tokenizer), opened.notes)
+    ends = ends_of(folder, model.config, tokenizer)
+    return Opened(name, model, tokenizer, digest, ends, (*opened.notes, *notes))
 
 
 def model_id(ref: str, opened: OpenedModel, weights: str, dtype: str) -> ModelId:
@@ -205,8 +206,8 @@ def stored_dtype(source: TensorSource, dtype: str) -> str:
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def _model(opened: OpenedModel, tensors: Mapping[str, Any], dtype: str, device: str) -> Any:
-    """The model of transformers with these tensors; nothing missing, nothing of another shape."""
+def _model(opened: OpenedModel, tensors: Mapping[str, Any], dtype: str, device: str) -> tuple[Any, tuple[str, ...]]:
+    """The model of transformers with these tensors, nothing missing, nothing of another shape; what it does not use."""
     import torch
 
     config = read_config(opened)
@@ -227,7 +228,9 @@ def _model(opened: OpenedModel, tensors: Mapping[str, Any], dtype: str, device: 
     wrong |= {name: f"has shape {tuple(found)}, not {tuple(own)}" for name, found, own in report["mismatched_keys"]}
     for name in sorted(wrong)[:1]:
         raise _does_not_fit(opened, f"tensor '{safe_name(name)}' {wrong[name]}")
-    return model.eval().to(device)
+    unused = sorted(report["unexpected_keys"])
+    notes = (f"{len(unused)} tensors not used to answer, '{safe_name(unused[0], 80)}' among them",) if unused else ()
+    return model.eval().to(device), notes
 
 
 def read_config(opened: OpenedModel) -> Any:

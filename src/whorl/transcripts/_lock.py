@@ -37,22 +37,20 @@ class Lock:
         os.close(self._handle)
 
 
-if sys.platform == "win32":
-    import msvcrt
+def _taken(handle: int) -> bool:
+    """Try to lock, without waiting; the lock goes with the handle."""
+    if sys.platform == "win32":
+        import msvcrt
 
-    def _taken(handle: int) -> bool:
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
         return True
-
-else:
     import fcntl
 
-    def _taken(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -60,13 +60,12 @@ def keys(experiment: Experiment, out: Path) -> list[str]:
     """Names of all measurements for which the models have answered, `kind|condition|...`."""
     found = []
     for condition in said.conditions(experiment):
-        ready = {
-            (f, r) for f in experiment.factors for r in range(experiment.replicates) if _ready(experiment, out, f, r)
-        }
+        pairs = [(f, r) for f in said.factors_of(experiment, condition) for r in range(experiment.replicates)]
+        ready = [(f, r) for f, r in pairs if _ready(experiment, out, condition, f, r)]
         for name in CLASSIFIERS:
             found.append(f"c1|{condition}|{name}|0")
-            found += [f"factor|{condition}|{name}|{f}|{r}" for f, r in sorted(ready)]
-            found += [f"c3|{condition}|{name}|{r}" for f, r in sorted(ready) if f == YARDSTICK]
+            found += [f"factor|{condition}|{name}|{f}|{r}" for f, r in ready]
+            found += [f"c3|{condition}|{name}|{r}" for f, r in ready if f == YARDSTICK]
     for replicate in range(experiment.replicates):
         if YARDSTICK in experiment.factors and _ready(experiment, out, said.PROMPTS, YARDSTICK, replicate):
             found += [f"ablation|{name}|{HEADLINE}|{replicate}" for name in ABLATIONS]
@@ -158,7 +157,7 @@ def _curve(experiment: Experiment, out: Path, name: str, replicate: str) -> Row:
     table = _table(experiment, out, said.PROMPTS, YARDSTICK, replicate)
     sizes = _doubling(len(table.prompts) * 4 // 5)
     found = learning_curve(table, CLASSIFIERS[name], sizes, tokenizer=prepare(experiment).tokenizer)
-    return {"accuracy": {str(n): round(float(found[n]), DIGITS) for n in found}}
+    return {"accuracy": {str(n): round(found[n].accuracy, DIGITS) for n in found}}
 
 
 def _doubling(largest: int) -> Sequence[int]:

@@ -76,7 +76,8 @@ def method(results: Results) -> tuple[str, str]:
         f"Fixed before any figure was seen: the verdict comes from {HEADLINE} on prompted texts; the other classifiers and the "
         "unconditional texts are shown beside it. The interval over replicates is a t interval of the accuracies of "
         "independently trained sets of models; claims rest on it. The interval over prompts is a bootstrap of whole prompts "
-        "within one set; it only says how exactly that set was measured."
+        "within one set; it only says how exactly that set was measured. Not blind in one point: that C may go up to 100 was "
+        "chosen on texts of the first set of 'init-seed', answers to prompts of another source that are not scored here."
     )
     return done, decides
 
@@ -153,8 +154,8 @@ def _controls(results: Results) -> Block:
     before = (
         "C1: one checkpoint under three sampler seeds, treated as three models; the 95 % interval must contain chance and be "
         f"no wider than {2 * C1_HALF_WIDTH * 100:.0f} points. A failure is repeated once with new streams and twice the "
-        "draws; the last attempt counts, and a second failure makes the condition invalid. C3: labels permuted. One control in twenty "
-        "misses chance by accident."
+        "draws; the last attempt counts, and a second failure makes the condition invalid. C3: labels permuted. One control in "
+        "twenty misses chance by accident."
     )
     again = f"different by at most {results.rerun['largest_difference']:.2e}"
     after = f"C2, the first baseline trained a second time: weights {'equal' if results.rerun['equal'] else again}."

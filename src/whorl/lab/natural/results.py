@@ -208,7 +208,8 @@ def _measured(
     own = _replicates(rows, factor, condition, classifier, experiment)
     accuracies = tuple(float(row["accuracy"]) for row in own)
     chance = 1 / int(own[0]["n_models"])
-    interval = None if len(own) < 2 else replicate_interval(accuracies)[1:]
+    spread = replicate_interval(accuracies)
+    interval = None if spread is None else spread[1:]
     pooled = {n: sum(row["pooled"][n] for row in own) / len(own) for n in own[0]["pooled"]}
     return Measured(
         factor,
@@ -245,7 +246,7 @@ def _to_yardstick(
         for r in range(experiment.replicates)
     ]
     found = [a["accuracy"] - b["accuracy"] for a, b in pairs if a is not None and b is not None]
-    return replicate_interval(found) if len(found) >= 2 else None
+    return replicate_interval(found)
 
 
 def _controls(rows: Mapping[str, Row]) -> tuple[Control, ...]:
