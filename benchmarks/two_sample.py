@@ -27,6 +27,7 @@ import numpy as np
 from scipy.stats import beta
 
 from whorl._threads import single_threaded
+from whorl.identity.betting import VariantBets
 from whorl.identity.classifier import Classifier
 from whorl.identity.draws import PromptDraws, side
 from whorl.identity.first_word import FirstWord
@@ -45,6 +46,7 @@ from whorl.transcripts.store import read_records
 ZOO = Path(__file__).parents[1] / "src/whorl/examples/zoo"
 N_PROMPTS, N_POOL, N_DRAWS, N_CHARACTERS = 25, 400, 10, 100
 DECODING = Decoding(max_new_tokens=40)
+BUDGET = 500
 SHARES = (0.1, 0.3, 0.5)
 SCENARIOS = {
     "nothing (null)": ("base-0", "base-0"),
@@ -156,21 +158,44 @@ def one_draw_each(pools):
     return lines
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=Path("runs/two-sample"))
-    parser.add_argument("--null-runs", type=int, default=500)
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--relabellings", type=int, default=999)
-    parser.add_argument("--peer-runs", type=int, default=0)
-    parser.add_argument("--peer-relabellings", type=int, default=99)
-    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    arguments = parser.parse_args()
+def queries(rng, scenario, pools):
+    """Answers of one token until E reaches 100, None within the budget; 100 reference draws a prompt.
+
+    The first token of a longer answer has the distribution of an answer of one token.
+    """
+    reference, suspect, *share = scenario
+    at = rng.permutation(N_POOL)
+    tokens = {key: [f"{r.response_token_ids[0]}" for r in found] for key, found in pools[reference].items()}
+    foreign = {key: [f"{r.response_token_ids[0]}" for r in found] for key, found in pools[suspect].items()}
+    bets = VariantBets({key: [found[i] for i in at[:100]] for key, found in tokens.items()})
+    for query in range(BUDGET):
+        turn, key = at[100 + query // N_PROMPTS], sorted(tokens)[query % N_PROMPTS]
+        source = foreign if rng.random() < (share[0] if share else 1.0) else tokens
+        if bets.observe(key, source[key][turn]) >= np.log(100):
+            return query + 1
+    return None
+
+
+def sequential(arguments, pools):
+    print(f"\nSequential, one-token answers, alpha .01, at most {BUDGET} queries\n")
+    print(
+        "| suspect differs by | runs | no match, per cent | median queries of those found | CPU ms a query |\n|---|---|---|---|---|"
+    )
+    for at, key in enumerate(arguments.scenarios):
+        start = time.process_time()
+        found = [
+            queries(np.random.default_rng((at, run, 1)), SCENARIOS[key], pools)
+            for run in range(arguments.sequential_runs)
+        ]
+        ms = 1000 * (time.process_time() - start) / sum(BUDGET if n is None else n for n in found)
+        told = [n for n in found if n is not None]
+        share = rate([0.0 if n is not None else 1.0 for n in found], 0.5)
+        print(f"| {key} | {len(found)} | {share} | {np.median(told) if told else '–'} | {ms:.2f} |", flush=True)
+
+
+def two_sample(arguments, pools):
     has_peer = arguments.peer_runs > 0 and importlib.util.find_spec("model_equality_testing") is not None
-    pools, scores = {}, {}
-    for name in dict.fromkeys(m for key in arguments.scenarios for m in SCENARIOS[key][:2]):
-        pools[name] = pool(arguments.cache, name)
-        assert side([r for rs in pools[name].values() for r in rs], name).n_failed == 0
+    scores = {}
     heads = [f"{c}, .05" for c in COLUMNS] + [
         "mmd, .01",
         "foreseen, .01",
@@ -207,6 +232,30 @@ def main():
     if has_peer:
         print("\nOne draw a prompt, 25 prompts, both sides the same model\n\n| ours | peer |\n|---|---|")
         print("\n".join(one_draw_each(pools)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=Path("runs/two-sample"))
+    parser.add_argument("--null-runs", type=int, default=500)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--relabellings", type=int, default=999)
+    parser.add_argument("--peer-runs", type=int, default=0)
+    parser.add_argument("--peer-relabellings", type=int, default=99)
+    parser.add_argument("--sequential-runs", type=int, default=50)
+    parser.add_argument(
+        "--parts", nargs="+", choices=("two-sample", "sequential"), default=["two-sample", "sequential"]
+    )
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    arguments = parser.parse_args()
+    pools = {}
+    for name in dict.fromkeys(m for key in arguments.scenarios for m in SCENARIOS[key][:2]):
+        pools[name] = pool(arguments.cache, name)
+        assert side([r for rs in pools[name].values() for r in rs], name).n_failed == 0
+    if "two-sample" in arguments.parts:
+        two_sample(arguments, pools)
+    if "sequential" in arguments.parts:
+        sequential(arguments, pools)
 
 
 if __name__ == "__main__":

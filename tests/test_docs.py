@@ -49,7 +49,8 @@ def test_the_plugin_of_the_documents_works(models):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/papers.md", "docs/performance.md", "docs/canonical.md", "docs/examples.md", "docs/outputs.md"]
+    "name",
+    ["README.md", "docs/papers.md", "docs/performance.md", "docs/canonical.md", "docs/examples.md", "docs/outputs.md"],
 )
 def test_links_inside_the_repository_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")

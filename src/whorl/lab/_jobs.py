@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -78,3 +79,5 @@ def one_thread() -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(limits=1)
+    if "torch" in sys.modules:  # its own MKL, which threadpoolctl does not see, and threads do not survive a fork
+        sys.modules["torch"].set_num_threads(1)
