@@ -179,7 +179,7 @@ def queries(rng, scenario, pools):
 def sequential(arguments, pools):
     print(f"\nSequential, one-token answers, alpha .01, at most {BUDGET} queries\n")
     print(
-        "| suspect differs by | runs | no match, per cent | median queries of those found | CPU ms a query |\n|---|---|---|---|---|"
+        "| suspect differs by | runs | no match, % | median queries if found | CPU ms a query |\n|---|---|---|---|---|"
     )
     for at, key in enumerate(arguments.scenarios):
         start = time.process_time()
@@ -227,8 +227,13 @@ def two_sample(arguments, pools):
                     peer_seconds += time.process_time() - start
             cells = [rate(found[name], 0.05) for name in COLUMNS] + [rate(found["mmd"], 0.01)]
             cells += [foreseen(scenario, pools, 0), f"{seconds / n_runs:.2f}"]
-            beside = [rate(theirs, 0.05), rate(found["mmd"][: len(theirs)], 0.05), f"{peer_seconds / len(theirs):.1f}"]
-            print(f"| {key} | {n_runs} | {' | '.join(cells + (beside if theirs else ['–'] * 3))} |", flush=True)
+            if theirs:
+                cells += [
+                    rate(theirs, 0.05),
+                    rate(found["mmd"][: len(theirs)], 0.05),
+                    f"{peer_seconds / len(theirs):.1f}",
+                ]
+            print(f"| {key} | {n_runs} | {' | '.join(cells + ['–'] * (len(heads) - len(cells)))} |", flush=True)
     if has_peer:
         print("\nOne draw a prompt, 25 prompts, both sides the same model\n\n| ours | peer |\n|---|---|")
         print("\n".join(one_draw_each(pools)))
