@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from identity_cases import Speaker, record
-from whorl.errors import NotComparable, NotEnoughEvidence, UsageError
+from whorl.errors import MalformedFile, NotComparable, NotEnoughEvidence, UsageError
 from whorl.identity.betting import PromptBets, VariantBets
+from whorl.identity.draws import side
 from whorl.identity.evalues import anytime_p, e_value, known_rate_path, two_sample_log_e
 from whorl.identity.sequential import sequential_test
 from whorl.transcripts.record import Decoding
@@ -178,6 +180,49 @@ def test_what_cannot_be_tested_is_refused():
     with pytest.raises(UsageError, match="alpha is an error rate"):
         sequential_test([], good, alpha=0.5)
     assert sequential_test([], good).p_value is None
+
+
+def cached(speaker, seed, n):
+    """An endpoint that answers each prompt once and repeats that."""
+    first = {}
+    for one in asked(speaker, seed, n):
+        yield replace(one, response=first.setdefault(one.prompt.id, one.response))
+
+
+def test_an_honest_endpoint_that_caches_is_undecided():
+    counted = 0
+    for seed in range(30):
+        speaker = Speaker(seed, N_PROMPTS)
+        claimed = reference(speaker, seed, 60)
+        result = sequential_test(cached(speaker, seed, 160), {"reference": claimed}, max_queries=160)
+        assert result.verdict == "undecided"
+        assert result.n_repeats == 140
+        assert "it may cache" in result.warnings[0]
+        bets = VariantBets({key: [r.response for r in found] for key, found in side(claimed, "r").by_prompt.items()})
+        counted += any(bets.observe(r.prompt.id, r.response) >= np.log(100) for r in cached(speaker, seed, 160))
+    assert counted >= 3  # what repeats would have done as evidence
+
+
+def test_a_swapped_endpoint_that_caches_is_found_by_its_first_answers():
+    speaker, other = Speaker(1, 60), Speaker(2, 60)
+    assert sequential_test(cached(other, 1, 120), {"reference": reference(speaker, 1, 60)}).verdict == "no match"
+
+
+def test_repeats_count_once_their_prompt_gives_another_answer():
+    speaker = Speaker(1, 2)
+    draws = [record(text, 0, at, "x", decoding=ONE) for at, text in enumerate(["zz", "zz", "zz", "yy"])]
+    held, released = (sequential_test(draws[:n], {"reference": reference(speaker, 1)}) for n in (3, 4))
+    assert held.e_path[0] == held.e_path[1] == held.e_path[2]
+    assert (held.n_repeats, released.n_repeats) == (2, 0)
+    assert released.e_path[3] > released.e_path[2]
+    assert released.warnings == ()
+
+
+def test_the_same_answer_twice_is_refused():
+    speaker = Speaker(1, 2)
+    again = [*asked(speaker, 1, 2), *asked(speaker, 1, 2)]
+    with pytest.raises(MalformedFile, match=f"{again[0].id[:16]}.*the same answer twice"):
+        sequential_test(again, {"reference": reference(speaker, 1)})
 
 
 def false_alarms(runs, n_draws, n_queries, concentration, alpha=0.01):

@@ -93,7 +93,15 @@ def test_greedy_repeats_are_one_draw():
     greedy = Decoding(greedy=True, temperature=0, max_new_tokens=16)
     result = identity_test(CLAIMED.records(1, decoding=greedy), OTHER.records(3, ref="x", decoding=greedy))
     assert (result.verdict, result.p_value) == ("undecided", None)
-    assert "suspect: 225 greedy repeats were left out, they are one draw" in result.warnings
+    assert "suspect: 225 greedy answers were left out: repeats are no new draws" in result.warnings
+
+
+def test_a_greedy_answer_beside_random_ones_is_no_draw():
+    greedy = [record("kan", j, 10, "x", decoding=Decoding(greedy=True)) for j in range(25)]
+    found = side([*CLAIMED.records(2, ref="x"), *greedy], "suspect")
+    assert found.n_repeats == 25
+    assert {len(kept) for kept in found.by_prompt.values()} == {10}
+    assert found.decodings == {CLAIMED.records(2)[0].decoding}
 
 
 def test_constant_answers_have_no_p_and_are_undecided():
@@ -205,6 +213,28 @@ def test_mixed_decoding_needs_the_flag():
     with pytest.raises(UsageError, match="Mixed decoding: 'reference' and 'suspect' were not sampled with the same"):
         identity_test(REFERENCE, cold)
     assert identity_test(REFERENCE, cold, mixed_decoding=True).p_value is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"decoding": Decoding(temperature=0.2)},
+            "Mixed decoding: 'suspect' and 'swap' were not sampled with the same",
+        ),
+        (
+            {"template": Template(system="Be brief.")},
+            "'swap' was not asked like 'suspect': the kind of template or the system",
+        ),
+        ({"template": Template("chat")}, "'swap' was not asked like 'suspect': the kind of template or the system"),
+    ],
+)
+def test_a_planted_difference_of_settings_earns_no_match(change, said):
+    swap = {"swap": [replace(r, **change) for r in SWAP["another family"]]}
+    with pytest.raises(UsageError, match=said):
+        identity_test(REFERENCE, HONEST, smallest=swap)
+    flagged = identity_test(REFERENCE, HONEST, smallest=swap, mixed_decoding=True, b=999)
+    assert any(text.startswith("swap: planted with other settings than the suspect's") for text in flagged.warnings)
 
 
 def test_other_templates_and_several_reported_models_are_said():

@@ -14,7 +14,7 @@ from whorl.lab.natural.config import FACTORS, Experiment
 from whorl.lab.natural.figures import forest, lines
 from whorl.lab.natural.measure import HEADLINE
 from whorl.lab.natural.page import page
-from whorl.lab.natural.results import FINGERPRINT, INVALID, NOT_SHOWN, TOO_FEW, results
+from whorl.lab.natural.results import DESCRIBED, FINGERPRINT, INVALID, NOT_SHOWN, TOO_FEW, results
 from whorl.lab.natural.run import _same_settings
 from whorl.lab.truth import RECORD_NAME, Record
 
@@ -27,10 +27,15 @@ def judged(tmp_path):
 
     experiment = natural_rows.experiment(tmp_path)
 
-    def judge(rows=None, **options):
-        return results(experiment, tmp_path, rows or natural_rows.rows(**options))
+    def judge(rows=None, replicates=3, **options):
+        planned = experiment.model_copy(update={"replicates": replicates})
+        return results(planned, tmp_path, rows or natural_rows.rows(**options))
 
     return judge
+
+
+def verdicts(found):
+    return {m.verdict for m in found.of("prompts", HEADLINE)}
 
 
 def test_accuracy_clear_of_chance_over_replicates_is_a_fingerprint(judged):
@@ -43,21 +48,35 @@ def test_accuracy_clear_of_chance_over_replicates_is_a_fingerprint(judged):
     assert both.over_replicates == pytest.approx((0.46 - 0.024841, 0.46 + 0.024841), abs=1e-5)
     assert both.to_yardstick is None
     assert both.loss_spread == pytest.approx(0.05)
+    # t = 21.94 with two degrees of freedom: p = 0.00104; nine equal p-values by Holm
+    assert both.p_value == pytest.approx(9 * 0.001036, rel=1e-2)
     assert len(found.measured) == len(FACTORS) * 3
+    assert {m.verdict for m in found.measured if m.classifier != HEADLINE} == {DESCRIBED}
 
 
 def test_narrow_prompt_intervals_do_not_decide(judged):
     found = judged(accuracies=(0.33, 0.46, 0.60))  # each far from chance or not, but scattered
-    assert {m.verdict for m in found.measured} == {NOT_SHOWN}
+    assert verdicts(found) == {NOT_SHOWN}
 
 
 def test_a_failed_control_makes_everything_of_its_condition_invalid(judged):
-    assert {m.verdict for m in judged(c1=0.36).measured} == {INVALID}
+    assert verdicts(judged(c1=0.36)) == {INVALID}
+
+
+def test_one_leaking_classifier_makes_the_whole_run_invalid(judged):
+    rows = natural_rows.rows()
+    rows["c1|prompts|sub-word counts|0"] = natural_rows.row(0.37)
+    assert verdicts(judged(rows)) == {INVALID}
+
+
+def test_three_of_five_planned_replicates_are_no_stopping_point(judged):
+    more = natural_rows.rows()
+    assert verdicts(judged(more, replicates=5)) == {TOO_FEW}
 
 
 def test_two_replicates_are_too_few_for_a_verdict(judged):
     found = judged(accuracies=(0.45, 0.46))
-    assert {m.verdict for m in found.measured} == {TOO_FEW}
+    assert verdicts(found) == {TOO_FEW}
     assert found.missing[0] == "init-seed: 1 of 3 replicates"
 
 
@@ -71,14 +90,14 @@ def test_a_second_attempt_of_c1_counts(judged):
     rows = natural_rows.rows(c1=0.36)
     rows |= {key.replace("|0", "|1"): natural_rows.row(1 / 3) for key in rows if key.startswith("c1|")}
     found = judged(rows)
-    assert {m.verdict for m in found.measured} == {FINGERPRINT}
+    assert verdicts(found) == {FINGERPRINT}
     assert "(repeated)" in page(found)
 
 
 def test_a_wide_interval_fails_c1_though_it_holds_chance(judged):
     rows = natural_rows.rows()
     rows |= {key: natural_rows.row(1 / 3, half=0.05) for key in rows if key.startswith("c1|")}
-    assert {m.verdict for m in judged(rows).measured} == {INVALID}
+    assert verdicts(judged(rows)) == {INVALID}
 
 
 def test_the_page_says_the_verdict_and_escapes_words_of_models(judged):

@@ -168,20 +168,28 @@ class Attributor:
         return margins_of(self.linear, self.space.transform(texts))
 
     def judge(
-        self, margins: Doubles, independent: Indices | None = None, *, strict: bool = False, draws: int = DRAWS
+        self,
+        margins: Doubles,
+        distinct: Indices | None = None,
+        independent: Indices | None = None,
+        *,
+        strict: bool = False,
+        draws: int = DRAWS,
     ) -> Judgement:
         """Verdict on texts of one source.
 
         Args:
-            margins: Of its distinct texts, shape (m, classes), m at least 1.
-            independent: Texts that answer different prompts, for the p-value; default: all.
+            margins: Of all its texts, shape (m, classes), m at least 1.
+            distinct: Texts that differ, for probabilities and acceptance; default: all.
+            independent: Texts that answer different prompts, equal or not, for the p-value; default: all.
             strict: Widen the undecided zone: the texts are short or altered.
             draws: Permutations of the p-value of several texts.
         """
         log_p = log_probabilities(margins, self.calibration.temperature)
         even = np.full(len(self.classes), 1.0 / len(self.classes))
-        scores = -log_p if independent is None else -log_p[independent]
-        p = self._p_values(scores, draws)
+        p = self._p_values(-log_p if independent is None else -log_p[independent], draws)
+        if distinct is not None:
+            margins, log_p = margins[distinct], log_p[distinct]
         acceptance = self.calibration.typical.by_class(margins[None])[0]
         rule = self.rule(len(margins), strict=strict)
         word, possible = verdict(p, acceptance, rule)
@@ -209,10 +217,10 @@ class Attributor:
         measured = (t for t in reversed(self.thresholds) if t.size <= n_texts and t.match is not None)
         at = next(measured, UNMEASURED)
         if not strict:
-            return Rule(self.settings.alpha, at.match, at.lineage)
+            return Rule(self.settings.alpha, at.match, at.lineage, at.size)
         finest = 1 / (1 + min(map(len, self.calibration.scores)))  # less typical than every calibration text
         alpha = min(self.settings.alpha, max(self.settings.alpha / STRICT, finest))
-        return Rule(alpha, at.match_strict, at.lineage_strict)
+        return Rule(alpha, at.match_strict, at.lineage_strict, at.size)
 
 
 def margins_of(linear: Linear, x: Any) -> Doubles:

@@ -8,6 +8,8 @@ which is at least 1/(n_k + 1) and, for a text of k, at most alpha with probabili
 the same question is a one-sided permutation test of their mean score among the n_k + m scores; m = 1 gives the line above.
 
 Calibration texts are one per group of prompts: several answers to one prompt are not exchangeable with an answer to another.
+Equal answers to different prompts all count, on both sides: a model's own texts would otherwise hold its easy stock answers
+once where its calibration holds them often, and be rejected too often.
 """
 
 from collections.abc import Sequence
@@ -35,14 +37,16 @@ class Rule:
 
     Args:
         alpha: A class stays possible while its p-value is above this: at most this share of a model's own texts is lost.
-        match: Least acceptance score of a match: at most 5 % of texts of left-out models reached it. None where that was
+        match: Least acceptance score of a match: 5 % of texts of left-out models lie above (1 %: strict). None where that was
             not measured; then nothing is matched.
         lineage: Least acceptance score for naming a lineage, from left-out lineages; None as above.
+        size: Texts in the pools that gave the two scores.
     """
 
     alpha: float
     match: float | None
     lineage: float | None
+    size: int = 1
 
 
 def p_values(scores: Doubles, calibration: Sequence[Doubles]) -> Doubles:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from whorl.attribution.attributor import Attributor, margins_of
 from whorl.attribution.conformal import MATCH, NONE, UNDECIDED
 from whorl.attribution.corpus import PARTS, TEST, TRAIN, Corpus, part_of_group, training_table
-from whorl.attribution.pooling import SIZES, draw_pools, pools
+from whorl.attribution.pooling import SIZES, distinct, draw_pools, independent, pools
 from whorl.attribution.temperature import log_probabilities, quality
 from whorl.errors import NotEnoughEvidence, UsageError, safe_name
 from whorl.outputs.classifier import fit
@@ -92,16 +92,17 @@ def _macro_f1(confusion: NDArray[np.int_]) -> float:
 
 
 def _verdicts(
-    attributor: Attributor, margins: Doubles, labels: Indices, groups: Indices | None = None
+    attributor: Attributor, margins: Doubles, labels: Indices, rows: Indices | None = None
 ) -> dict[str, float]:
     """Shares of verdicts on pools of margins, shape (pools, m, classes), of models that are enrolled.
 
-    `groups` are the prompt groups of the texts, shape (pools, m); answers to one prompt count once for the p-value.
+    `rows` are the places of the texts in the corpus, shape (pools, m), which tell what counts, as in `predict`.
     """
+    corpus = attributor.corpus
     counts = dict.fromkeys(("match, right", "match, wrong", NONE, UNDECIDED), 0)
     for i, label in enumerate(labels):
-        independent = None if groups is None else np.unique(groups[i], return_index=True)[1]
-        said = attributor.judge(margins[i], independent, draws=JUDGED_DRAWS)
+        counted = () if rows is None else (distinct(corpus.some(rows[i])), independent(corpus.groups[rows[i]].tolist()))
+        said = attributor.judge(margins[i], *counted, draws=JUDGED_DRAWS)
         right = "right" if said.possible[:1] == (int(label),) else "wrong"
         counts[f"match, {right}" if said.verdict == MATCH else said.verdict] += 1
     return {word: n / len(labels) for word, n in counts.items()}
@@ -110,10 +111,12 @@ def _verdicts(
 def by_number_of_texts(attributor: Attributor, margins: Doubles) -> list[dict[str, Any]]:
     """Accuracy when 1, 2, 4, ... 64 test texts of a model are put together.
 
-    Pools overlap, so the interval is the exact binomial one for as many pools as could be disjoint.
+    Pools overlap, so the interval is the exact binomial one for as many pools as could be disjoint. Accuracy is of pools of
+    distinct texts; verdicts are of pools of any, as a source gives them.
     """
     corpus, calibration = attributor.corpus, attributor.calibration
-    rows = corpus.distinct(corpus.rows(TEST))
+    every = corpus.rows(TEST)
+    rows = corpus.distinct(every)
     labels = corpus.labels[rows]
     log_p = log_probabilities(margins[rows], calibration.temperature)
     even = np.full(len(attributor.classes), 1 / len(attributor.classes))
@@ -125,8 +128,9 @@ def by_number_of_texts(attributor: Attributor, margins: Doubles) -> list[dict[st
         found = pools(log_p[members], even, attributor.train_prior, calibration.gamma)
         rate = float((found.argmax(axis=1) == classes).mean())
         n_disjoint = int(sum((labels == k).sum() // size for k in np.unique(classes)))
-        some = rng.permutation(len(classes))[:JUDGED_POOLS]
-        judged_rows = rows[members[some]]
+        drawn, of = draw_pools(corpus.labels[every], size, rng)
+        some = rng.permutation(len(of))[:JUDGED_POOLS]
+        judged_rows = every[drawn[some]]
         tables.append(
             {
                 "n_texts": size,
@@ -136,7 +140,7 @@ def by_number_of_texts(attributor: Attributor, margins: Doubles) -> list[dict[st
                 "accuracy": rate,
                 "interval": list(binomial_interval(rate, n_disjoint)),
                 "n_judged": len(some),
-                "verdicts": _verdicts(attributor, margins[judged_rows], classes[some], corpus.groups[judged_rows]),
+                "verdicts": _verdicts(attributor, margins[judged_rows], of[some], judged_rows),
             }
         )
     return tables

@@ -3,10 +3,11 @@
     log score_k = log prior_k + gamma * sum_j (log p_k(x_j) - log trainprior_k),    0 < gamma <= 1
 
 Texts of one source share decoding and often topic, so the plain product (gamma = 1) is overconfident; gamma is fitted on
-pools of validation texts. A text that occurs twice counts once. For one text, gamma = 1: its probability is calibrated as is.
+pools of validation texts. A text that occurs twice counts once in the probabilities, but not in the p-value: the calibration
+texts of a class repeat its stock answers as often as it gives them. For one text, gamma = 1: its probability is calibrated as is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,21 @@ Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
-def distinct(texts: Sequence[str]) -> list[int]:
-    """Positions of the first occurrence of every text."""
-    first: dict[str, int] = {}
-    for at, text in enumerate(texts):
-        first.setdefault(text, at)
-    return list(first.values())
+def distinct(values: Sequence[Hashable]) -> Indices:
+    """Positions of the first occurrence of every value."""
+    first: dict[Hashable, int] = {}
+    for at, value in enumerate(values):
+        first.setdefault(value, at)
+    return np.array(list(first.values()), np.int64)
+
+
+def independent(groups: Sequence[Hashable | None]) -> Indices:
+    """Positions that count for the p-value, as in the calibration: one of each prompt group, whatever the texts say.
+
+    Args:
+        groups: Prompt group of each text; None where unknown, which is a group of its own.
+    """
+    return distinct([(at, None) if group is None else (None, group) for at, group in enumerate(groups)])
 
 
 def pool(log_p: Doubles, prior: Doubles, train_prior: Doubles, gamma: float) -> Doubles:

@@ -10,9 +10,10 @@ import numpy as np
 
 from whorl import __version__
 from whorl._atomic import write_text
-from whorl.attribution.attributor import Attributor, Indices, Judgement, margins_of
+from whorl.attribution.attributor import Attributor, Judgement, margins_of
 from whorl.attribution.conformal import MATCH, NONE, Verdict
-from whorl.attribution.pooling import SIZES, distinct
+from whorl.attribution.pooling import SIZES, distinct, independent
+from whorl.attribution.strangers import RATE, STRICT_RATE
 from whorl.errors import UsageError, safe_name
 from whorl.outputs.features import Sparse
 
@@ -107,7 +108,7 @@ def predict(
     *,
     together: bool = False,
     sources: Sequence[str] | None = None,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str | None] | None = None,
 ) -> tuple[Attribution, ...]:
     """Ask whose texts these are.
 
@@ -116,7 +117,7 @@ def predict(
         texts: As they were written; they are normalised here.
         together: Judge all as texts of one source.
         sources: What to call each text (or, together, their source: the first); default: text 1, text 2, ...
-        groups: Prompt group of each text, where known: answers to one prompt are not independent evidence against a model.
+        groups: Prompt group of each text, None where unknown: answers to one prompt are not independent evidence against a model.
 
     Returns:
         One answer for each text; one in all when `together`.
@@ -128,37 +129,35 @@ def predict(
         raise UsageError("No text was given.")
     named = list(sources or (f"text {i}" for i in range(1, len(texts) + 1)))
     clean = attributor.normalised(texts)
-    if together:
-        kept = distinct(clean)
-        clean = [clean[i] for i in kept]
-        independent = None if groups is None else np.array(distinct([groups[i] for i in kept]))
-        return (_answer(attributor, clean, attributor.space.transform(clean), named[0], independent),)
     x = attributor.space.transform(clean)
-    return tuple(_answer(attributor, [clean[i]], x[i], named[i]) for i in range(len(clean)))
+    if together:
+        return (_answer(attributor, clean, x, named[0], groups or [None] * len(clean)),)
+    return tuple(_answer(attributor, [clean[i]], x[i], named[i], [None]) for i in range(len(clean)))
 
 
 def _answer(
-    attributor: Attributor, texts: Sequence[str], x: Sparse, source: str, independent: Indices | None = None
+    attributor: Attributor, texts: Sequence[str], x: Sparse, source: str, groups: Sequence[str | None]
 ) -> Attribution:
-    found = [attributor.habits.warnings(text) for text in texts]
+    once = distinct(texts)
+    found = [attributor.habits.warnings(texts[i]) for i in once]
     unusual = sum(map(bool, found))
-    strict = 2 * unusual >= len(texts) and unusual > 0
-    judged = attributor.judge(margins_of(attributor.linear, x), independent, strict=strict)
+    strict = 2 * unusual >= len(once) and unusual > 0
+    judged = attributor.judge(margins_of(attributor.linear, x), once, independent(groups), strict=strict)
     order = np.argsort(-judged.log_p, kind="stable")
     candidates = tuple(_candidate(attributor, judged, int(k)) for k in order)
     return Attribution(
         source=source,
-        n_texts=len(texts),
+        n_texts=len(once),
         verdict=judged.verdict,
         model=attributor.names[judged.possible[0]] if judged.verdict == MATCH else None,
         possible=tuple(attributor.names[k] for k in judged.possible),
         lineage=judged.lineage,
-        why=_why(attributor, judged, len(texts)),
+        why=_why(attributor, judged, len(once), strict=strict),
         candidates=candidates,
         alpha=judged.rule.alpha,
         least_acceptance=judged.rule.match,
-        contributions=_contributions(attributor, x, int(order[0])),
-        warnings=_warnings(found, len(texts), strict=strict),
+        contributions=_contributions(attributor, x[once], int(order[0])),
+        warnings=(*_warnings(found, len(once), strict=strict), *_repeats(texts, groups)),
     )
 
 
@@ -180,7 +179,28 @@ def _warnings(found: Sequence[Sequence[str]], n: int, *, strict: bool) -> tuple[
     return tuple(listed)
 
 
-def _why(attributor: Attributor, judged: Judgement, n_texts: int) -> str:
+def _repeats(texts: Sequence[str], groups: Sequence[str | None]) -> tuple[str, ...]:
+    unknown = [text for text, group in zip(texts, groups, strict=True) if group is None]
+    n = len(unknown) - len(set(unknown))
+    if not n:
+        return ()
+    return (
+        f"{n} of {len(texts)} texts repeat another and their prompts are unknown: each counts in the p-values, which hold only "
+        "if they are answers to different prompts; in the probabilities each wording counts once",
+    )
+
+
+def _left_out(attributor: Attributor, size: int, *, strict: bool) -> str:
+    """What share of left-out models' texts passes the threshold of a match, as it was set and as it was measured."""
+    if strict:
+        return f"{100 * STRICT_RATE:g} % of the texts of left-out models, among which it was set"
+    at = next((row for row in attributor.evaluation["open_set"]["by_model"] if row["n_texts"] == size), None)
+    crossed = None if at is None else at["accepted_by_crossing"]
+    own = f"{100 * RATE:g} % of the texts of left-out models, among which it was set"
+    return own if crossed is None else f"{own}; {100 * crossed['mean']:.1f} % where the threshold was set without the model"
+
+
+def _why(attributor: Attributor, judged: Judgement, n_texts: int, *, strict: bool) -> str:
     alpha, rule = f"{judged.rule.alpha:g}", judged.rule
     if judged.verdict == NONE:
         return (
@@ -189,10 +209,9 @@ def _why(attributor: Attributor, judged: Judgement, n_texts: int) -> str:
         )
     first = safe_name(attributor.names[judged.possible[0]], 60)
     if judged.verdict == MATCH:
-        rate = "1 %" if rule.alpha < attributor.settings.alpha else "5 %"
         return (
-            f"only '{first}' has a p-value above {alpha}, and at most {rate} of the texts of left-out models look as much "
-            "like an enrolled one"
+            f"only '{first}' has a p-value above {alpha}, and it passes the threshold that strangers rarely pass "
+            f"({_left_out(attributor, rule.size, strict=strict)})"
         )
     more = f"; more texts of the source would help (with {SIZES[-1]} the most is gained)" if n_texts < SIZES[-1] else ""
     if len(judged.possible) > 1:

@@ -213,12 +213,12 @@ def _shares(text: str) -> tuple[float, float]:
     return train, validation
 
 
-def _read_texts(given: Sequence[str], *, lines: bool) -> list[tuple[str, str, str]]:
-    """Name, text and prompt group of every text; a text of unknown prompt is a group of its own."""
+def _read_texts(given: Sequence[str], *, lines: bool) -> list[tuple[str, str, str | None]]:
+    """Name, text and prompt group of every text, None where the prompt is unknown."""
     from whorl.transcripts.splits import group_of
     from whorl.transcripts.store import read_records
 
-    found: list[tuple[str, str, str]] = []
+    found: list[tuple[str, str, str | None]] = []
     for name in given:
         if name != "-" and (Path(name).is_dir() or name.endswith(SETS)):
             for record in read_records([name]):
@@ -227,9 +227,9 @@ def _read_texts(given: Sequence[str], *, lines: bool) -> list[tuple[str, str, st
                     found.append((f"{name}: {record.id[:16]}", record.response, group))
         elif lines:
             numbered = enumerate(_read_text(name).splitlines(), 1)
-            found += [(f"{name}: line {at}", line, f"{name}: {at}") for at, line in numbered if line.strip()]
+            found += [(f"{name}: line {at}", line, None) for at, line in numbered if line.strip()]
         else:
-            found.append((name, _read_text(name), name))
+            found.append((name, _read_text(name), None))
     return found
 
 

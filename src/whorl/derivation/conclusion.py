@@ -1,8 +1,8 @@
 """From scores and ranks to the result: correction, power, verdict, and the record of every model."""
 
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Plan:
     b: int
     seed: int
     mixed_decoding: bool
+    runs: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_score(self.score)
@@ -103,7 +104,7 @@ def conclude(plan: Plan, measured: Measured, corrected: float | None, n_candidat
         scores=measured.lines,
         closest=None if isinstance(main, str) else _counts(main, measured.parties),
         members=tuple(_members(plan, measured, level)),
-        warnings=tuple(_warnings(measured)),
+        warnings=tuple(_warnings(plan, measured)),
         decoding=_decodings(plan, measured.parties),
         prompts_digest=None if isinstance(main, str) else main.prompts_digest,
         config={"score": plan.score, "b": plan.b, "seed": plan.seed, "mixed_decoding": plan.mixed_decoding},
@@ -112,13 +113,17 @@ def conclude(plan: Plan, measured: Measured, corrected: float | None, n_candidat
 
 
 def _kind(plan: Plan, table: ScoreTable) -> str:
-    """Exact only where every flip is made and the null is symmetric."""
-    return "exact" if plan.delta == 0 and is_exact(table.groups) else "monte-carlo"
+    """Exact only where every flip is made and the null is symmetric: of alleles each model is divided by its own norm."""
+    return "exact" if plan.delta == 0 and table.score != ALLELES and is_exact(table.groups) else "monte-carlo"
 
 
 def _power(plan: Plan, measured: Measured, level: float) -> Power:
-    planted = measured.ranked[1:]
-    return power(sum(p.stands_out(level, plan.alpha, plan.delta) for p in planted), len(planted))
+    """A run is found if all its planted derivatives are: checkpoints of one run are no independent evidence."""
+    runs: dict[str, bool] = {}
+    for party, ranked in zip(measured.parties.planted, measured.ranked[1:], strict=False):  # none ranked if none scored
+        run = plan.runs.get(party.label, party.label)
+        runs[run] = runs.get(run, True) and ranked.stands_out(level, plan.alpha, plan.delta)
+    return power(sum(runs.values()), len(runs))
 
 
 def _counts(table: ScoreTable, found: Parties) -> PromptCounts | None:
@@ -135,7 +140,7 @@ def _counts(table: ScoreTable, found: Parties) -> PromptCounts | None:
 def _members(plan: Plan, measured: Measured, level: float) -> Iterator[Member]:
     """Reference, suspect, planted derivatives, controls."""
     found, main = measured.parties, measured.main
-    blank = [_member(party, main) for party in found.all]
+    blank = [_member(party, main, plan.runs) for party in found.all]
     if isinstance(main, str):
         yield from blank
         return
@@ -154,13 +159,14 @@ def _members(plan: Plan, measured: Measured, level: float) -> Iterator[Member]:
             yield scored
 
 
-def _member(party: Party, main: ScoreTable | str) -> Member:
+def _member(party: Party, main: ScoreTable | str, runs: Mapping[str, str]) -> Member:
     model, n = party.model, len(party.records)
     dropped = None if isinstance(main, str) else main.dropped[party.name]
-    return Member(party.role, party.label, model.ref, model.revision, model.key, party.lineage, n, dropped)
+    run = runs.get(party.label, party.label) if party.role == "planted" else None
+    return Member(party.role, party.label, model.ref, model.revision, model.key, party.lineage, n, dropped, run=run)
 
 
-def _warnings(measured: Measured) -> Iterator[str]:
+def _warnings(plan: Plan, measured: Measured) -> Iterator[str]:
     found, main = measured.parties, measured.main
     alone = [party for party in found.controls if party.lineage == party.label]
     if alone and len(alone) == len(found.controls):
@@ -177,6 +183,11 @@ def _warnings(measured: Measured) -> Iterator[str]:
         empty = [party for party in found.all if main.empty[party.name] > EMPTY]
         for party in empty[:5]:
             yield f"{main.empty[party.name]:.0%} of the answers of {party.role} '{safe_name(party.label)}' are empty"
+    if any(party.label not in plan.runs for party in found.planted):
+        yield (
+            "planted derivatives without a run are taken as made independently of each other; checkpoints of one training are "
+            "one run, and count once"
+        )
 
 
 def _decodings(plan: Plan, found: Parties) -> tuple[dict[str, object], ...]:

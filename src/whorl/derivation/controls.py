@@ -104,6 +104,17 @@ def check_lineages(lineages: Mapping[str, str], among: Iterable[Party]) -> None:
         raise UsageError(f"The lineages name '{safe_name(unknown[0])}', which is no model of this test.")
 
 
+def check_runs(runs: Mapping[str, str], planted: Iterable[Party]) -> None:
+    """Refuse a run of a planted derivative that is not there: a typing error would make another a run of its own.
+
+    Raises:
+        UsageError: names the label.
+    """
+    unknown = sorted(set(runs) - {party.label for party in planted})
+    if unknown:
+        raise UsageError(f"The runs name '{safe_name(unknown[0])}', which is no planted derivative of this test.")
+
+
 def _party(role: Role, label: str | None, records: Iterable[Transcript], known: Mapping[str, str]) -> Party:
     kept = tuple(records)
     what = role if label is None else f"{role} '{safe_name(label)}'"

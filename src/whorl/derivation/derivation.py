@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from whorl.derivation.alleles import allele_distance
 from whorl.derivation.conclusion import Measured, Plan, conclude
-from whorl.derivation.controls import Parties, check_lineages, parties
+from whorl.derivation.controls import Parties, check_lineages, check_runs, parties
 from whorl.derivation.levels import closest, levels, rank_p
 from whorl.derivation.result import DerivationResult, ScoreLine
 from whorl.derivation.scores import ALLELES, SCORES, ScoreTable, Tables, score_table
@@ -33,6 +33,7 @@ def derivation_test(
     *,
     lineages: Mapping[str, str] | None = None,
     planted: Mapping[str, Records] | None = None,
+    runs: Mapping[str, str] | None = None,
     alpha: float = ALPHA,
     delta: float = DELTA,
     score: str = "first-word",
@@ -49,6 +50,8 @@ def derivation_test(
             0.05, 99 for 0.01.
         lineages: Label -> lineage; A and B by the reference of their model. Controls of one lineage count once.
         planted: Label -> answers of a known derivative of A; "unrelated" needs 29 of 29 found.
+        runs: Label of a planted derivative -> the training run that made it, where several are of one run: such count once,
+            and only if all are found.
         alpha: Error rate, fixed before the data are read, in (0, 0.05].
         delta: Smallest lead over the controls that matters, in units of the score.
         score: What decides: "first-word", "first-4" (of greedy answers) or "alleles" (of repeated draws).
@@ -60,9 +63,10 @@ def derivation_test(
         UsageError: an unknown score or rate out of range; a model or a lineage in two places; mixed decoding.
         NotEnoughEvidence: the models did not answer the same prompts.
     """
-    plan = Plan(score, alpha, delta, b, seed, mixed_decoding)
+    plan = Plan(score, alpha, delta, b, seed, mixed_decoding, runs or {})
     found = parties(reference, suspect, controls, planted or {}, lineages or {})
     check_lineages(lineages or {}, found.all)
+    check_runs(plan.runs, found.planted)
     measured = measure(plan, found)
     return conclude(plan, measured, measured.p_model, 1)
 

@@ -18,6 +18,7 @@ NOT_SHOWN = (
     "The rank p holds for a suspect that is like the controls in all but lineage: size, data, language, template.",
     "p over prompts alone is never a verdict: prompts are not the sampling unit, models are.",
     "'Unrelated' excludes derivatives like the planted ones, as strong as these were made, and no others.",
+    "Its power counts training runs: planted derivatives that share a run and were not said to would make it look larger.",
     "Long retraining, an answer filter or another system prompt can hide a derivative.",
     "'Undecided' is not 'unrelated'.",
 )
@@ -41,6 +42,7 @@ class Member:
         p_model: Of a planted derivative: its rank p.
         effect: Of a planted derivative: its similarity minus that of the closest control.
         found: Of a planted derivative: whether all three levels were passed.
+        run: Of a planted derivative: the training run that made it; its own label where none was given.
     """
 
     role: str
@@ -56,6 +58,7 @@ class Member:
     p_model: float | None = None
     effect: float | None = None
     found: bool | None = None
+    run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class PromptCounts:
 
 @dataclass(frozen=True)
 class Found:
-    """Planted derivatives found: `found` of `n`, exact one-sided 95 % lower bound, and whether it reaches 0.9."""
+    """Runs of planted derivatives found, with all their members: `found` of `n`, exact one-sided 95 % lower bound, and whether it reaches 0.9."""
 
     found: int
     n: int
@@ -127,7 +130,7 @@ class DerivationResult:
         delta: Smallest difference of interest.
         similarity: S(A, B) by the main score.
         p_prompt: Largest sign-flip p over the controls.
-        p_prompt_kind: "exact" when every flip was made, else "monte-carlo".
+        p_prompt_kind: "exact" when every flip was made and the score keeps the symmetry, else "monte-carlo".
         p_model: Rank p before correction.
         effect: S(A, B) minus the largest S(A, C_i).
         in_bulk: Whether S(A, B) lies where the controls lie.

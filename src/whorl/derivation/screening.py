@@ -1,15 +1,14 @@
 """Several candidate parents of one suspect: Holm's correction over their rank p-values (statistics.md 6)."""
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Mapping
 
 from whorl.derivation.conclusion import Plan, conclude
-from whorl.derivation.controls import check_lineages, parties, require_once
+from whorl.derivation.controls import check_lineages, check_runs, parties, require_once
 from whorl.derivation.derivation import ALPHA, DELTA, Records, measure
 from whorl.derivation.result import DerivationResult
 from whorl.derivation.signflip import B
 from whorl.errors import UsageError
+from whorl.multiple import holm
 
 
 def screen(
@@ -19,6 +18,7 @@ def screen(
     *,
     lineages: Mapping[str, str] | None = None,
     planted: Mapping[str, Mapping[str, Records]] | None = None,
+    runs: Mapping[str, str] | None = None,
     alpha: float = ALPHA,
     delta: float = DELTA,
     score: str = "first-word",
@@ -34,6 +34,7 @@ def screen(
         controls: Label -> answers of a model outside the lineages of all candidates. K candidates need K/alpha - 1 lineages.
         lineages: Label -> lineage; candidates and B by the reference of their model.
         planted: Candidate -> label -> answers of a known derivative of it.
+        runs: Label of a planted derivative -> the training run that made it; see `derivation_test`.
         alpha: Error rate of the whole screening.
         delta: As in `derivation_test`, like all that follow.
         score: What decides.
@@ -49,28 +50,14 @@ def screen(
     """
     if not candidates:
         raise UsageError("Screening needs at least one candidate parent.")
-    plan = Plan(score, alpha, delta, b, seed, mixed_decoding)
+    plan = Plan(score, alpha, delta, b, seed, mixed_decoding, runs or {})
     mine, others = tuple(suspect), {label: tuple(records) for label, records in controls.items()}
     known, derived = lineages or {}, planted or {}
     tests = [parties(records, mine, others, derived.get(label, {}), known) for label, records in candidates.items()]
     require_once([found.reference for found in tests])
     check_lineages(known, [party for found in tests for party in found.all])
+    check_runs(plan.runs, [party for found in tests for party in found.planted])
     measured = [measure(plan, found) for found in tests]
     scored = [m.p_model for m in measured if m.p_model is not None]
     corrected = iter(holm(scored, len(measured)))
     return tuple(conclude(plan, m, None if m.p_model is None else next(corrected), len(measured)) for m in measured)
-
-
-def holm(p_values: Sequence[float], n_tests: int) -> list[float]:
-    """Holm's step-down p-values (Scandinavian Journal of Statistics 6, 1979), any dependence.
-
-    Args:
-        p_values: In (0, 1].
-        n_tests: How many hypotheses there are; those without a p-value count as 1.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    steps = p[order] * (n_tests - np.arange(p.size))
-    found = np.empty(p.size)
-    found[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return [float(x) for x in found]

@@ -6,7 +6,7 @@ the data, so with d_j - delta for "the difference is at most delta"
 
     T = sum over clusters of e_g * sum over j in g of (d_j - delta),    p = (1 + #{T_flipped >= T}) / (b + 1)
 
-which is exact for delta = 0. For delta > 0 the shifted differences are not symmetric and it holds for many clusters only
+which is exact for delta = 0, but not for alleles, whose scores are divided by each model's own norm. For delta > 0 the shifted differences are not symmetric and it holds for many clusters only
 (ours; `tests/test_derivation_null.py` has the rates). Up to 13 clusters all flips are made.
 """
 

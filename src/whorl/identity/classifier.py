@@ -1,6 +1,7 @@
 """Classifier two-sample test: can a classifier that never saw the prompt tell the sides apart? (arXiv 1610.06545, ours)
 
-Features are hashed character 1-4-grams, centred within each prompt, which removes the topic. The classifier is least
+Features are hashed character 1-4-grams, centred within each prompt, which removes the topic. All answers to a prompt are
+cut to the shortest of both sides, since counts of n-grams would tell lengths apart. The classifier is least
 squares with a ridge, cross-fitted over folds of prompts, so the scores of a fold are linear in the labels of the others:
 
     s = B y        B[fold, rest] = G[fold, rest] (G[rest, rest] + lambda I)^-1,    G = centred feature products
@@ -57,7 +58,7 @@ class Classifier:
         if len(of) > MAX_TEXTS:
             raise NotComparable(f"{len(of)} answers; the classifier is trained on at most {MAX_TEXTS}")
         fit = _fit_matrix(
-            _products([t[: self.n_characters] for p in prompts for t in p.texts], of), _folds(prompts)[of]
+            _products([t for p in prompts for t in p.equal_spans(self.n_characters)], of), _folds(prompts)[of]
         )
         starts = np.flatnonzero(np.r_[True, np.diff(of) > 0])
         shares = np.array([p.n_reference / len(p.records) for p in prompts])

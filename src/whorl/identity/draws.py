@@ -1,7 +1,7 @@
 """The draws of two sides, prompt by prompt: what may be exchanged with what.
 
 Labels are exchanged only within a prompt, and only between draws that are independent given the model: repeated greedy
-answers are one draw, an answer that stands on both sides or shares its random numbers with one is refused.
+answers are one draw, and none beside random ones; an answer that stands on both sides or shares its random numbers with one is refused.
 """
 
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ class Side:
         by_prompt: Prompt id -> independent draws, in order of stream and sample index.
         n_failed: Answers with an error; they never enter an analysis.
         digest: SHA-256 over ids and texts of all records, whatever their order.
-        n_repeats: Repeated greedy answers, of which one a prompt is kept.
+        n_repeats: Greedy answers left out: one a prompt is kept, and none beside random ones.
         warnings: What to know before believing a p-value of it.
     """
 
@@ -43,6 +43,11 @@ class Side:
     def decodings(self) -> frozenset[Decoding]:
         """Settings under which it was sampled."""
         return frozenset(record.decoding for found in self.by_prompt.values() for record in found)
+
+    @property
+    def framings(self) -> frozenset[tuple[str, str | None]]:
+        """How it was asked: kind of template, and system prompt. The template's text belongs to the model."""
+        return frozenset((r.template.kind, r.template.system) for found in self.by_prompt.values() for r in found)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ class PromptDraws:
     def n_suspect(self) -> int:
         """Draws of the suspect."""
         return len(self.records) - self.n_reference
+
+    def equal_spans(self, n_characters: int | None = None) -> tuple[str, ...]:
+        """All answers cut to the shortest, whoever gave it: what remains says nothing of lengths."""
+        shortest = min(map(len, self.texts))
+        return tuple(text[: shortest if n_characters is None else min(shortest, n_characters)] for text in self.texts)
 
 
 @dataclass(frozen=True)
@@ -132,10 +142,9 @@ def _digest(found: Sequence[Transcript]) -> str:
 
 
 def _independent(draws: Sequence[Transcript]) -> tuple[Transcript, ...]:
-    """Greedy repeats are one draw."""
-    random = [record for record in draws if not is_greedy(record.decoding)]
-    greedy = [record for record in draws if is_greedy(record.decoding)]
-    return (*random, *greedy[:1])
+    """Greedy repeats are one draw, and none beside random answers."""
+    random = tuple(record for record in draws if not is_greedy(record.decoding))
+    return random or tuple(draws[:1])
 
 
 def is_greedy(decoding: Decoding) -> bool:
@@ -196,6 +205,20 @@ def require_same_decoding(reference: Side, suspect: Side) -> None:
         raise UsageError(
             f"Mixed decoding: '{safe_name(reference.label)}' and '{safe_name(suspect.label)}' were not sampled with the same "
             "settings. Sample both alike, or pass --mixed-decoding to compare them all the same."
+        )
+
+
+def require_same_settings(suspect: Side, planted: Side) -> None:
+    """Refuse a planted difference that differs from the suspect by its settings: they would be found, and not the model.
+
+    Raises:
+        UsageError: decoding, kind of template or system prompt differ.
+    """
+    require_same_decoding(suspect, planted)
+    if len(suspect.framings | planted.framings) > 1:
+        raise UsageError(
+            f"'{safe_name(planted.label)}' was not asked like '{safe_name(suspect.label)}': the kind of template or the system "
+            "prompt differs. Sample both alike, or pass --mixed-decoding to compare them all the same."
         )
 
 

@@ -21,7 +21,17 @@ from whorl import __version__
 from whorl._threads import single_threaded
 from whorl.errors import UsageError, safe_name
 from whorl.identity.classifier import Classifier
-from whorl.identity.draws import MIN_DRAWS, MIN_PROMPTS, Paired, PromptDraws, Side, pair, require_same_decoding, side
+from whorl.identity.draws import (
+    MIN_DRAWS,
+    MIN_PROMPTS,
+    Paired,
+    PromptDraws,
+    Side,
+    pair,
+    require_same_decoding,
+    require_same_settings,
+    side,
+)
 from whorl.identity.first_word import FirstWord
 from whorl.identity.kernel import N_CHARACTERS, Characters
 from whorl.identity.length import Length
@@ -95,14 +105,15 @@ def identity_test(
         variants: Honest variants that would be acceptable (another system prompt, template, server, precision): each is
             a null of its own. Their decoding may differ; that may be what makes them variants.
         smallest: Differences that matter, planted: another model's answers, or a `mixture`. Needed for "match". At least
-            twice as many draws a prompt as the suspect has show the power much more sharply.
+            twice as many draws a prompt as the suspect has show the power much more sharply. Sampled with the suspect's
+            settings: others would be found in place of the model.
         alpha: Error rate of "no match", in (0, 0.05].
         b: Relabellings.
         statistic: What decides: "mmd" (characters), "first-word", "classifier", "log-likelihood", or "max-t" of them all.
         seed: Of relabellings and resamples.
         n_characters: Answers are cut here; length is tested apart.
         likelihood: Log-likelihoods under the reference, when its weights are at hand.
-        mixed_decoding: Compare although reference and suspect were sampled with different settings.
+        mixed_decoding: Compare although reference, suspect and planted answers were sampled with different settings.
         progress: Called once a test.
 
     Raises:
@@ -112,9 +123,11 @@ def identity_test(
     plan = _plan(statistic, alpha, b, seed, n_characters, likelihood)
     honest = [side(reference, REFERENCE), *(side(v, name) for name, v in (variants or {}).items())]
     asked = side(suspect, "suspect")
+    planted = [side(records, name) for name, records in (smallest or {}).items()]
     if not mixed_decoding:
         require_same_decoding(honest[0], asked)
-    planted = [side(records, name) for name, records in (smallest or {}).items()]
+        for one in planted:
+            require_same_settings(asked, one)
     with single_threaded():
         nulls = []
         for at, one in enumerate(honest):
@@ -312,11 +325,18 @@ def _warnings(honest: Sequence[Side], suspect: Side, planted: Sequence[Side]) ->
         said.append(
             "reference and suspect were asked through different templates: an honest server may differ by that alone"
         )
+    for one in planted:
+        if len(suspect.decodings | one.decodings) > 1 or len(suspect.framings | one.framings) > 1:
+            said.append(
+                f"{safe_name(one.label)}: planted with other settings than the suspect's; its power may be theirs, not the model's"
+            )
     for one in (*honest, suspect):
         if one.n_failed:
             said.append(f"{safe_name(one.label)}: {one.n_failed} answers failed and were left out")
         if one.n_repeats:
-            said.append(f"{safe_name(one.label)}: {one.n_repeats} greedy repeats were left out, they are one draw")
+            said.append(
+                f"{safe_name(one.label)}: {one.n_repeats} greedy answers were left out: repeats are no new draws"
+            )
     return tuple(said)
 
 

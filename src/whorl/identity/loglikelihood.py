@@ -1,11 +1,12 @@
 """Log-likelihood of answers under the reference's own weights (teacher forcing), as an energy distance.
 
 The strongest statistic against quantised copies and close relatives, and the only one that needs weights. Both sides'
-*texts* are read by the reference's tokenizer, since a server's token ids are only a claim.
+*texts* are read by the reference's tokenizer, since a server's token ids are only a claim, and cut to the shortest answer to
+their prompt, since later tokens are the likelier ones: a mean over more of them would tell lengths apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ class LogLikelihood:
     def of(
         cls, prompts: Sequence[PromptDraws], likelihood: Callable[[Sequence[Transcript]], Sequence[float]]
     ) -> "LogLikelihood":
-        """Score all draws in one go.
+        """Score all draws in one go, over equal spans and without their ends.
 
         Raises:
             NotComparable: a score is not finite.
         """
-        scores = np.asarray(likelihood([record for prompt in prompts for record in prompt.records]), dtype=np.float64)
+        scores = np.asarray(likelihood([record for p in prompts for record in _equal_spans(p)]), dtype=np.float64)
         if not np.isfinite(scores).all():
             raise NotComparable("log-likelihood: a score is not a finite number")
         ends = np.cumsum([len(prompt.records) for prompt in prompts])
@@ -49,6 +50,11 @@ class LogLikelihood:
     def kernel(self, prompt: PromptDraws) -> Doubles:
         """Kernel -|a - b| of the scores, shape (draws, draws)."""
         return energy_kernel(self.values[prompt.prompt_id])
+
+
+def _equal_spans(prompt: PromptDraws) -> list[Transcript]:
+    spans = zip(prompt.records, prompt.equal_spans(), strict=True)
+    return [replace(record, response=span, finish="length") for record, span in spans]
 
 
 def likelihood_under(folder: str | Path, *, batch: int = BATCH) -> Callable[[Sequence[Transcript]], list[float]]:

@@ -23,7 +23,7 @@ NOT_SHOWN = (
     "'No match': the answers differ from every variant sampled; an honest server set up in yet another way differs too.",
     "Answers to these prompts, under this decoding, at this time: an endpoint may route, change or recognise an audit.",
     "Lineage: a fine-tune of the claimed model is 'no match'. Nothing is said about which other model answers.",
-    "The length of answers never decides.",
+    "The length of answers never decides: they are compared only as far as they reach.",
     "'Undecided' is not 'match'.",
 )
 

@@ -3,17 +3,22 @@
 One-token answers x_1, x_2, ... are read as they come. For each honest variant v, E_v multiplies two-sample e-values
 (`evalues`, `betting`); the evidence is E = min over v, since the suspect is honest if it is any of them. E >= 1/alpha stops
 with "no match"; a spent budget is "undecided" and never "passed".
+
+An endpoint that caches repeats its first answer to a prompt, which is one draw and not many. E_v is therefore the smaller of
+two: one counts every answer, the other leaves out those that only repeat the first, until their prompt gives another answer.
+An honest endpoint that does not cache is bounded by the former, one that always caches by the latter.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from whorl import __version__
 from whorl._atomic import write_text
-from whorl.errors import NotComparable, NotEnoughEvidence, UsageError, safe_name
+from whorl.errors import MalformedFile, NotComparable, NotEnoughEvidence, UsageError, safe_name
 from whorl.identity.betting import VariantBets
 from whorl.identity.draws import Side, is_greedy, side
 from whorl.identity.evalues import anytime_p, e_value
@@ -23,10 +28,12 @@ from whorl.transcripts.record import Decoding, Transcript
 SCHEMA = 1
 MIN_REFERENCE_DRAWS = 10  # a prompt: half are read, half are paid out
 MAX_QUERIES = 1_000
+CACHED = 3  # equal answers to a prompt, where the reference varies, that are worth a warning
 NOT_SHOWN = (
     "Only 'no match' is a verdict here: answers that look alike for the whole budget are 'undecided'.",
     "Dilution below about a fifth, and quantised copies, may need more answers than a budget holds.",
     "Which other model answers, and lineage, are not shown.",
+    "Answers that only repeat the first one to their prompt add nothing: an endpoint may cache.",
 )
 
 
@@ -45,6 +52,7 @@ class SequentialResult:
         n_failed: Answers with an error.
         n_unknown: Answers to prompts that a variant was never asked.
         n_spent: Answers to prompts whose fresh reference draws were used up; they add nothing.
+        n_repeats: Answers that only repeat the first one to their prompt; they are no evidence against the endpoint.
         max_queries: The budget.
         suspect: Model, and what its server called itself.
         references: Variant -> model, digest, prompts and draws.
@@ -62,11 +70,13 @@ class SequentialResult:
     n_failed: int
     n_unknown: int
     n_spent: int
+    n_repeats: int
     max_queries: int
     suspect: Mapping[str, Any] = field(default_factory=dict)
     references: Mapping[str, Any] = field(default_factory=dict)
     decoding: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def e_value(self) -> float:
@@ -121,6 +131,7 @@ def sequential_test(
         UsageError: alpha or budget out of range, no references, mixed decoding.
         NotEnoughEvidence: a variant with too few draws on every prompt.
         NotComparable: greedy answers, which repeat instead of being drawn.
+        MalformedFile: an answer occurs twice.
     """
     if not 0 < alpha <= MAX_ALPHA:
         raise UsageError(f"alpha is an error rate above 0 and at most {MAX_ALPHA}, not {alpha}.")
@@ -129,7 +140,7 @@ def sequential_test(
     sides = [side(records, name) for name, records in references.items()]
     others = [_texts(side(records, name)) for name, records in (alternatives or {}).items()]
     shared = {key: [found.get(key, ()) for found in others] for key in {key for found in others for key in found}}
-    bets = {one.label: VariantBets(_enough(one), shared) for one in sides}
+    bets = {one.label: _Evidence(_enough(one), shared) for one in sides}
     allowed = None if mixed_decoding else frozenset().union(*(one.decodings for one in sides))
     return _walk(iter(draw), bets, sides, alpha, max_queries, allowed)
 
@@ -155,10 +166,54 @@ def answer_of(record: Transcript) -> str:
     return record.response.strip()
 
 
+class _Evidence:
+    """E against one variant: the smaller one with and without answers that only repeat."""
+
+    def __init__(self, draws: Mapping[str, Sequence[str]], others: Mapping[str, Sequence[Sequence[str]]]) -> None:
+        self.every, self._news = VariantBets(draws, others), VariantBets(draws, others)
+
+    @property
+    def log_e(self) -> float:
+        return min(self.every.log_e, self._news.log_e)
+
+    def observe(self, prompt_id: str, answer: str, news: Iterable[str]) -> float:
+        self.every.observe(prompt_id, answer)
+        for one in news:
+            self._news.observe(prompt_id, one)
+        return self.log_e
+
+
+class _Repeats:
+    """Holds back answers that only repeat the first one to their prompt, until another one comes."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self.held: Counter[str] = Counter()
+        self._vary: set[str] = set()
+
+    def news(self, prompt_id: str, answer: str) -> list[str]:
+        """What counts now: nothing, the answer, or the answer after those held back."""
+        if prompt_id not in self._first:
+            self._first[prompt_id] = answer
+            return [answer]
+        if prompt_id not in self._vary and answer == self._first[prompt_id]:
+            self.held[prompt_id] += 1
+            return []
+        self._vary.add(prompt_id)
+        return [*[self._first[prompt_id]] * self.held.pop(prompt_id, 0), answer]
+
+    def warnings(self, sides: Iterable[Side]) -> tuple[str, ...]:
+        """Prompts that look cached: equal answers where a reference varies."""
+        varying = {key for one in sides for key, texts in _texts(one).items() if len(set(texts)) > 1}
+        cached = [key for key, n in self.held.items() if n + 1 >= CACHED and key in varying]
+        said = f"suspect: only one answer to each of {len(cached)} prompts, where the reference varies; it may cache"
+        return (said,) if cached else ()
+
+
 def _walk(
     draw: Iterator[Transcript],
-    bets: Mapping[str, VariantBets],
-    sides: Iterable[Side],
+    bets: Mapping[str, _Evidence],
+    sides: Sequence[Side],
     alpha: float,
     max_queries: int,
     allowed: frozenset[Decoding] | None,
@@ -167,21 +222,26 @@ def _walk(
     failed = unknown = spent = asked = 0
     last: Transcript | None = None
     named: set[str] = set()
+    ids: set[str] = set()
+    repeats = _Repeats()
     while asked < max_queries and (not path or path[-1] < 1.0 / alpha):
         record = next(draw, None)
         if record is None:
             break
         asked, last = asked + 1, record
+        _check_new(record, ids)
         _check_decoding(record, allowed)
         named |= {record.model.reported} if record.model.reported else set()
         key = record.prompt.id
         if not record.ok:
             failed += 1
-        elif not all(key in one for one in bets.values()):
+        elif not all(key in one.every for one in bets.values()):
             unknown += 1
         else:
-            spent += any(one.spent(key) for one in bets.values())
-            path.append(e_value(min(one.observe(key, answer_of(record)) for one in bets.values())))
+            spent += any(one.every.spent(key) for one in bets.values())
+            answer = answer_of(record)
+            news = repeats.news(key, answer)
+            path.append(e_value(min(one.observe(key, answer, news) for one in bets.values())))
     found = bool(path) and path[-1] >= 1.0 / alpha
     return SequentialResult(
         verdict="no match" if found else "undecided",
@@ -194,12 +254,21 @@ def _walk(
         n_failed=failed,
         n_unknown=unknown,
         n_spent=spent,
+        n_repeats=repeats.held.total(),
         max_queries=max_queries,
         suspect={} if last is None else _model(last) | {"reported": sorted(named)},
         references={one.label: _described(one) for one in sides},
         decoding={} if last is None else asdict(last.decoding),
         environment=environment(),
+        warnings=repeats.warnings(sides),
     )
+
+
+def _check_new(record: Transcript, ids: set[str]) -> None:
+    if record.id in ids:
+        advice = "Draw every answer anew; the same one again is no evidence."
+        raise MalformedFile("transcripts", record.id[:16], "the same answer twice", "every answer once", advice)
+    ids.add(record.id)
 
 
 def _check_decoding(record: Transcript, allowed: frozenset[Decoding] | None) -> None:

@@ -138,7 +138,8 @@ def cross_validated(
         kind: See `classifier.fit`.
         tokenizer: For "subword".
         seed: Deals groups into folds and permutes labels.
-        permute_labels: Train on labels permuted among the models, prompt by prompt: a control that must give chance.
+        permute_labels: Permute labels among the models, prompt by prompt, in training and in scoring: a control that
+            must give chance.
         transform_train: Name of a change (`transforms.TRANSFORMS`) of the texts that are trained on; None = as they are.
         transform_test: The same, of the texts that are scored.
         progress: Called with "folds", folds done and folds in all.
@@ -157,6 +158,8 @@ def cross_validated(
         scores[:, fold == i], c = table.score(fold != i, fold == i, labels, cs, kind)
         chosen.append(c)
     progress("folds", n_folds, n_folds)
+    # A text counts for the class it was labelled with: the true classes would share what the permuted ones taught.
+    np.put_along_axis(scores, np.broadcast_to(labels[..., None], scores.shape), scores.copy(), axis=0)
     return Scores(answers.models, answers.groups, scores, tuple(chosen))
 
 

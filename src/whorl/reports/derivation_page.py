@@ -80,7 +80,7 @@ def level_rows(result: StoredDerivation) -> tuple[LevelRow, ...]:
     line, alpha = result.scores[0], f"p at most {result.alpha:g}"
     tried = "" if result.n_candidates == 1 else f" corrected for {result.n_candidates} parents"
     groups = "1 group" if line.n_groups == 1 else f"{line.n_groups} groups"
-    flips = "all flips" if result.p_prompt_kind == "exact" else "random flips"
+    flips = "all flips" if line.n_groups <= MAX_EXACT else "random flips"
     size = f"{line.n_prompts} prompts in {groups}, {flips}"
     beaten = f"p = {p_text(result.p_prompt)}, the largest over {len(result.controls)} controls; {size}"
     rank = f"p = {p_text(result.p_value)}{tried}, rank among {result.n_lineages} lineages"

@@ -156,8 +156,12 @@ class StoredDerivation(Strict):
         scored = [m for m in self.members[1:] if m.similarity is not None]
         if len(scored) != (0 if self.p_value is None else len(self.members) - 1):
             raise ValueError("some models have no similarity")
-        found = [m.found for m in self.planted if m.found is not None]
-        if (len(found), sum(found)) != ((0, 0) if self.power is None else (self.power.n, self.power.found)):
+        runs: dict[str, bool] = {}
+        for m in self.planted:
+            if m.found is not None:
+                run = m.label if m.run is None else m.run
+                runs[run] = runs.get(run, True) and m.found
+        if (len(runs), sum(runs.values())) != ((0, 0) if self.power is None else (self.power.n, self.power.found)):
             raise ValueError("the power is not that of the planted derivatives")
         if self.verdict != "undecided" and self.p_value is None:
             raise ValueError("a verdict without a p-value")

@@ -31,6 +31,7 @@ CLASSIFIERS: dict[str, tuple[Ngrams, ...]] = {
 HEADLINE = "character 1-4-grams"
 YARDSTICK = "both"
 ABLATIONS = ("no_special", "shuffle_words", "shuffle_letters", "markdown_only")
+C1_HALF_WIDTH = 0.02  # the interval of C1 may be no wider than two points on each side of its middle
 POOLS = (1, 2, 4, 8, 16, 32, 64)
 FIRST_CURVE = 128
 DIGITS = 5
@@ -40,11 +41,11 @@ def measure(experiment: Experiment, out: Path, progress: Progress = silent) -> d
     """All rows of a run; those in `<out>/scores.jsonl` are not computed again.
 
     A factor is measured in a replicate when all its models have answered. C1 is repeated once, with new streams and twice
-    the draws, when its interval misses chance.
+    the draws, when it fails.
     """
     path = out / "scores.jsonl"
     rows = run_jobs(keys(experiment, out), partial(measure_one, experiment, out), path, "measurements", progress)
-    again = [key.replace("|0", "|1") for key in rows if key.startswith("c1|") and not holds_chance(rows[key])]
+    again = [_again(key) for key, row in rows.items() if key.startswith("c1|") and not passes_c1(row)]
     if again:
         said.sample_all(experiment, out, attempts=2, progress=progress)
         rows |= run_jobs(again, partial(measure_one, experiment, out), path, "control C1 again", progress)
@@ -54,6 +55,16 @@ def measure(experiment: Experiment, out: Path, progress: Progress = silent) -> d
 def holds_chance(row: Row) -> bool:
     """Whether the interval of a control contains chance."""
     return bool(row["low"] <= 1 / row["n_models"] <= row["high"])
+
+
+def passes_c1(row: Row) -> bool:
+    """Whether a C1 contains chance in an interval that is narrow enough to say so."""
+    return holds_chance(row) and row["high"] - row["low"] <= 2 * C1_HALF_WIDTH
+
+
+def _again(key: str) -> str:
+    """The key of a control's repetition."""
+    return f"{key.rpartition('|')[0]}|1"
 
 
 def keys(experiment: Experiment, out: Path) -> list[str]:

@@ -6,8 +6,8 @@ Every figure and every sentence follows from the measurements.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whorl.lab.natural.measure import HEADLINE, YARDSTICK
-from whorl.lab.natural.results import C1_HALF_WIDTH, DOES_NOT_SHOW, FINGERPRINT, Measured, Results
+from whorl.lab.natural.measure import C1_HALF_WIDTH, HEADLINE, YARDSTICK
+from whorl.lab.natural.results import DOES_NOT_SHOW, FINGERPRINT, Measured, Results
 
 PUBLISHED = (  # arXiv 2504.14871, known second-hand: setting, models, accuracy in per cent
     ("six public 7B families, different data", 6, 85.0),
@@ -74,10 +74,12 @@ def method(results: Results) -> tuple[str, str]:
     )
     decides = (
         f"Fixed before any figure was seen: the verdict comes from {HEADLINE} on prompted texts; the other classifiers and the "
-        "unconditional texts are shown beside it. The interval over replicates is a t interval of the accuracies of "
+        "unconditional texts are shown and decide nothing. The interval over replicates is a t interval of the accuracies of "
         "independently trained sets of models; claims rest on it. The interval over prompts is a bootstrap of whole prompts "
-        "within one set; it only says how exactly that set was measured. Not blind in one point: that C may go up to 100 was "
-        "chosen on texts of the first set of 'init-seed', answers to prompts of another source that are not scored here."
+        "within one set; it only says how exactly that set was measured. Added later: a fingerprint also needs p <= 0.05 by a "
+        "one-sided t test over the replicates after Holm's correction over the factors. Not blind in one point: that C may go "
+        "up to 100 was chosen on texts of the first set of 'init-seed', answers to prompts of another source that are not "
+        "scored here."
     )
     return done, decides
 
@@ -119,6 +121,7 @@ def _factors(title: str, rows: Sequence[Measured]) -> Block:
         "accuracy",
         "over replicates (95 %)",
         "verdict",
+        "p (Holm)",
         "lift",
         f"against '{YARDSTICK}' (95 %)",
         "over prompts, each replicate (95 %)",
@@ -140,6 +143,7 @@ def _factor(m: Measured) -> tuple[str, ...]:
         _percent(m.accuracy),
         "–" if m.over_replicates is None else _interval(m.over_replicates),
         m.verdict,
+        "–" if m.p_value is None else f"{m.p_value:.4f}",
         f"{m.lift:.2f}",
         apart,
         "; ".join(_interval(pair) for pair in m.intervals),
@@ -154,8 +158,8 @@ def _controls(results: Results) -> Block:
     before = (
         "C1: one checkpoint under three sampler seeds, treated as three models; the 95 % interval must contain chance and be "
         f"no wider than {2 * C1_HALF_WIDTH * 100:.0f} points. A failure is repeated once with new streams and twice the "
-        "draws; the last attempt counts, and a second failure makes the condition invalid. C3: labels permuted. One control in "
-        "twenty misses chance by accident."
+        "draws; the last attempt counts, and one that fails twice makes the whole run invalid. C3: labels permuted; it gates "
+        "nothing, since one control in twenty misses chance by accident."
     )
     again = f"different by at most {results.rerun['largest_difference']:.2e}"
     after = f"C2, the first baseline trained a second time: weights {'equal' if results.rerun['equal'] else again}."

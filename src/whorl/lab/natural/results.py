@@ -1,12 +1,13 @@
 """From measurements to verdicts: what leaves a fingerprint, against which controls, with which intervals.
 
-A factor leaves a fingerprint when the lower end of the t interval over training replicates exceeds chance and the
-sampler-seed control C1 passed. Texts and prompts are many and give a narrow interval of their own; it says how well this
-set of models is told apart, not whether the factor does it, so it is shown and never decides.
+A factor leaves a fingerprint when all planned replicates are there, the lower end of their t interval exceeds chance, the
+one-sided t test stays at or below 0.05 after Holm's correction over the factors, and every sampler-seed control C1 passed.
+Only the headline classifier on prompted texts gives verdicts. Texts and prompts are many and give a narrow interval of
+their own; it says how well this set of models is told apart, not whether the factor does it, so it never decides.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,24 @@ from typing import Any
 from whorl._atomic import write_text
 from whorl.lab._jobs import Row
 from whorl.lab._llama import library_versions
-from whorl.lab.natural.answers import conditions, factors_of
+from whorl.lab.natural.answers import PROMPTS, conditions, factors_of
 from whorl.lab.natural.config import Experiment, cells, level_names, levels
-from whorl.lab.natural.measure import ABLATIONS, CLASSIFIERS, HEADLINE, YARDSTICK, holds_chance
+from whorl.lab.natural.measure import ABLATIONS, CLASSIFIERS, HEADLINE, YARDSTICK, holds_chance, passes_c1
 from whorl.lab.natural.text import prepare
 from whorl.lab.natural.train import folder_of, losses
+from whorl.multiple import holm
 from whorl.outputs.accuracy import replicate_interval
 
 SCHEMA = 1
-C1_HALF_WIDTH = 0.02  # the interval of C1 may be no wider than two points on each side of its middle
+DECIDES = (PROMPTS, HEADLINE)
+LEAST_REPLICATES = 3
 
 FINGERPRINT = "fingerprint"
 NOT_SHOWN = "not shown"
 TOO_FEW = "too few replicates"
 INVALID = "invalid: C1 failed"
+DESCRIBED = "–"  # other classifiers and conditions are shown and decide nothing
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Measured:
         pooled: Texts of one source -> mean accuracy over replicates.
         losses: Final training losses, [replicate][level], nats per token.
         confusions: Counts [replicate][truth][answer].
+        p_value: One-sided t test over replicates against chance, after Holm's correction over the factors; None below
+            three replicates and for what gives no verdict.
         verdict: See the module.
         to_yardstick: Mean difference to "both" over common replicates, and its t interval; None where there is none.
     """
@@ -59,6 +66,7 @@ class Measured:
     pooled: Mapping[str, float]
     losses: tuple[tuple[float, ...], ...]
     confusions: tuple[tuple[tuple[int, ...], ...], ...]
+    p_value: float | None
     verdict: str
     to_yardstick: tuple[float, float, float] | None
 
@@ -153,6 +161,7 @@ DOES_NOT_SHOW = (
         "Models of a million weights trained on a megabyte of text: nothing here says how large the effect is in a model of "
         "a billion weights."
     ),
+    "All models and replicates share one text, tokenizer and list of prompts: the intervals speak of other seeds only.",
     "A factor that is not shown here may leave a trace that more replicates or a stronger classifier would find.",
     "Models that differ in final loss differ in quality, and are separable for that reason alone.",
 )
@@ -161,8 +170,9 @@ DOES_NOT_SHOW = (
 def results(experiment: Experiment, out: Path, rows: Mapping[str, Row]) -> Results:
     """All verdicts of a run from its measurements."""
     controls = _controls(rows)
+    corrected = _corrected(experiment, rows)
     measured = tuple(
-        _measured(experiment, rows, factor, condition, classifier, _c1_passed(controls, condition, classifier))
+        _measured(experiment, rows, factor, condition, classifier, corrected, c1_passed(controls))
         for condition in conditions(experiment)
         for classifier in CLASSIFIERS
         for factor in factors_of(experiment, condition)
@@ -203,13 +213,21 @@ def _replicates(
 
 
 def _measured(
-    experiment: Experiment, rows: Mapping[str, Row], factor: str, condition: str, classifier: str, c1: bool
+    experiment: Experiment,
+    rows: Mapping[str, Row],
+    factor: str,
+    condition: str,
+    classifier: str,
+    corrected: Mapping[str, float],
+    c1: bool,
 ) -> Measured:
     own = _replicates(rows, factor, condition, classifier, experiment)
     accuracies = tuple(float(row["accuracy"]) for row in own)
     chance = 1 / int(own[0]["n_models"])
     spread = replicate_interval(accuracies)
     interval = None if spread is None else spread[1:]
+    p_value = corrected.get(factor) if (condition, classifier) == DECIDES else None
+    verdict = _verdict(interval, p_value, len(own) == experiment.replicates, chance, c1)
     pooled = {n: sum(row["pooled"][n] for row in own) / len(own) for n in own[0]["pooled"]}
     return Measured(
         factor,
@@ -222,17 +240,34 @@ def _measured(
         pooled,
         tuple(tuple(row["losses"]) for row in own),
         tuple(tuple(tuple(line) for line in row["confusion"]) for row in own),
-        _verdict(interval, len(own), chance, c1),
+        p_value,
+        verdict if (condition, classifier) == DECIDES else DESCRIBED,
         _to_yardstick(experiment, rows, factor, condition, classifier),
     )
 
 
-def _verdict(interval: tuple[float, float] | None, n_replicates: int, chance: float, c1: bool) -> str:
+def _verdict(
+    interval: tuple[float, float] | None, p_value: float | None, complete: bool, chance: float, c1: bool
+) -> str:
     if not c1:
         return INVALID
-    if interval is None or n_replicates < 3:
+    if interval is None or p_value is None or not complete:
         return TOO_FEW
-    return FINGERPRINT if interval[0] > chance else NOT_SHOWN
+    return FINGERPRINT if interval[0] > chance and p_value <= ALPHA else NOT_SHOWN
+
+
+def _corrected(experiment: Experiment, rows: Mapping[str, Row]) -> dict[str, float]:
+    """Factor -> p-value of its accuracies against chance by Holm's correction over all planned factors."""
+    from scipy.stats import ttest_1samp
+
+    found = {}
+    for factor in experiment.factors:
+        own = _replicates(rows, factor, *DECIDES, experiment)
+        if len(own) >= LEAST_REPLICATES:
+            test = ttest_1samp([r["accuracy"] for r in own], 1 / own[0]["n_models"], alternative="greater")
+            if 0 < test.pvalue <= 1:  # without any spread there is none
+                found[factor] = float(test.pvalue)
+    return dict(zip(found, holm(list(found.values()), len(experiment.factors)), strict=True))
 
 
 def _to_yardstick(
@@ -257,19 +292,19 @@ def _controls(rows: Mapping[str, Row]) -> tuple[Control, ...]:
             continue
         condition, classifier, number = rest
         chance = 1 / row["n_models"]
-        passed = holds_chance(row)
-        if kind == "c1":
-            passed = passed and row["high"] - row["low"] <= 2 * C1_HALF_WIDTH
+        passed = passes_c1(row) if kind == "c1" else holds_chance(row)
         name = "C1 sampler seed" if kind == "c1" else "C3 labels permuted"
         interval = row["accuracy"], row["low"], row["high"]
         found.append(Control(name, condition, classifier, *interval, chance, row["n_texts"], passed, int(number)))
     return tuple(found)
 
 
-def _c1_passed(controls: tuple[Control, ...], condition: str, classifier: str) -> bool:
-    """The last attempt counts."""
-    own = [c for c in controls if c.name.startswith("C1") and (c.condition, c.classifier) == (condition, classifier)]
-    return max(own, key=lambda c: c.attempt).passed
+def c1_passed(controls: Sequence[Control]) -> bool:
+    """Whether every C1 passed, the last attempt of each counting: a leak seen by one classifier is a leak."""
+    last = {
+        (c.condition, c.classifier): c for c in sorted(controls, key=lambda c: c.attempt) if c.name.startswith("C1")
+    }
+    return all(c.passed for c in last.values())
 
 
 def _ablations(experiment: Experiment, rows: Mapping[str, Row]) -> dict[str, tuple[Mapping[str, float], ...]]:
