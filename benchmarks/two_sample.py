@@ -159,7 +159,7 @@ def one_draw_each(pools):
 
 
 def queries(rng, scenario, pools):
-    """Answers of one token until E reaches 100, None within the budget; 100 reference draws a prompt.
+    """Answers of one token until E reaches 100, None within the budget; 300 reference draws a prompt.
 
     The first token of a longer answer has the distribution of an answer of one token.
     """
@@ -167,9 +167,9 @@ def queries(rng, scenario, pools):
     at = rng.permutation(N_POOL)
     tokens = {key: [f"{r.response_token_ids[0]}" for r in found] for key, found in pools[reference].items()}
     foreign = {key: [f"{r.response_token_ids[0]}" for r in found] for key, found in pools[suspect].items()}
-    bets = VariantBets({key: [found[i] for i in at[:100]] for key, found in tokens.items()})
+    bets = VariantBets({key: [found[i] for i in at[:300]] for key, found in tokens.items()})
     for query in range(BUDGET):
-        turn, key = at[100 + query // N_PROMPTS], sorted(tokens)[query % N_PROMPTS]
+        turn, key = at[300 + query // N_PROMPTS], sorted(tokens)[query % N_PROMPTS]
         source = foreign if rng.random() < (share[0] if share else 1.0) else tokens
         if bets.observe(key, source[key][turn]) >= np.log(100):
             return query + 1
@@ -206,7 +206,10 @@ def two_sample(arguments, pools):
     ]
     print("Rejection rate in per cent with exact 95 % interval\n")
     print(f"| suspect differs by | runs | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 2)}", flush=True)
-    judges = {name: likelihood_under(ZOO / name) for name in {SCENARIOS[key][0] for key in arguments.scenarios}}
+    judges = {
+        name: likelihood_under(str(ZOO / name), offline=True)
+        for name in {SCENARIOS[key][0] for key in arguments.scenarios}
+    }
     with single_threaded():
         for at, key in enumerate(arguments.scenarios):
             scenario = SCENARIOS[key]

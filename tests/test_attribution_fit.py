@@ -10,7 +10,7 @@ from attribution_cases import Source, planted, records
 from whorl.attribution.corpus import PARTS, TEST, TRAIN, part_of_group
 from whorl.attribution.enrol import enrol, with_class
 from whorl.attribution.fit import fit
-from whorl.attribution.predict import predict
+from whorl.attribution.predict import _why, predict
 from whorl.attribution.tables import Evaluation
 from whorl.errors import NotEnoughEvidence, UsageError
 from whorl.outputs.classifier import fit as fit_linear
@@ -132,9 +132,24 @@ def test_several_texts_decide_what_one_cannot(chains):
 
 def test_repeated_texts_add_nothing(chains):
     texts = [Source("one", own=0.7).text(f"r{i}") for i in range(4)]
-    (once,), (often,) = (predict(chains, found, together=True) for found in (texts, texts * 5))
+    prompts = ["p0", "p1", "p2", "p3"]
+    once, often = (predict(chains, texts * n, together=True, groups=prompts * n)[0] for n in (1, 5))
     assert once == often
     assert once.n_texts == 4
+    (unknown,) = predict(chains, texts * 5, together=True)
+    probabilities = lambda answer: {c.model: (c.probability, c.acceptance) for c in answer.candidates}  # noqa: E731
+    assert probabilities(unknown) == probabilities(once)
+    assert unknown.warnings[-1].startswith("16 of 20 texts repeat another and their prompts are unknown")
+    assert not any("repeat another" in warning for warning in once.warnings)
+
+
+def test_a_match_of_short_texts_names_the_strict_rate(chains):
+    judged = chains.judge(chains.margins([Source("three", own=0.7).text("z")]))
+    plain, strict = (_why(chains, replace(judged, verdict="match", possible=(2,)), 8, strict=s) for s in (False, True))
+    row = next(r for r in chains.evaluation["open_set"]["by_model"] if r["n_texts"] == 1)
+    assert "(5 % of the texts of left-out models, among which it was set; " in plain
+    assert f"{100 * row['accepted_by_crossing']['mean']:.1f} % where the threshold was set without the model" in plain
+    assert "(1 % of the texts" in strict
 
 
 def test_enrolling_equals_fitting_the_one_class(chains):

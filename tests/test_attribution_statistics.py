@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from whorl.attribution.conformal import Rule, p_values, pooled_p_value, verdict
 from whorl.attribution.evaluation import accuracy_over_prompts, binomial_interval, cut_words
-from whorl.attribution.pooling import distinct, draw_pools, fit_gamma, pool, pools
+from whorl.attribution.pooling import distinct, draw_pools, fit_gamma, independent, pool, pools
 from whorl.attribution.strangers import accepted, auroc, false_acceptance, interval, threshold
 from whorl.attribution.temperature import fit_temperature, log_probabilities, quality
 from whorl.attribution.typicality import typical
@@ -103,7 +103,28 @@ def test_pooling_follows_the_formula():
 
 
 def test_a_text_counts_once():
-    assert distinct(["a", "b", "a", "c", "b"]) == [0, 1, 3]
+    assert distinct(["a", "b", "a", "c", "b"]).tolist() == [0, 1, 3]
+
+
+def test_a_prompt_group_counts_once_and_unknown_prompts_each():
+    assert independent(["p", None, "q", "p", None, 0]).tolist() == [0, 1, 2, 4, 5]
+
+
+def test_stock_answers_do_not_make_a_models_own_texts_look_foreign():
+    """30 % of a model's answers are one of four easy ones: calibration and source must both hold them as often as it says them."""
+    rng, m, n = np.random.default_rng(4), 32, 100
+    rejected = []
+    for _ in range(300):
+        scores = rng.normal(1, 0.5, m + n)
+        texts = np.arange(m + n)
+        stock = rng.random(m + n) < 0.3
+        texts[stock] = -rng.integers(1, 5, stock.sum())
+        scores[stock] = 0.01 * texts[stock]
+        counted = (independent(range(m)), distinct(texts[:m].tolist()))
+        rejected.append([pooled_p_value(scores[rows], np.sort(scores[m:]), rng, 199) <= 0.05 for rows in counted])
+    own, repeats_left_out = np.mean(rejected, axis=0)
+    assert own <= 0.08
+    assert repeats_left_out > 0.12
 
 
 def shared_topic(rng, n_groups, size, strength):

@@ -10,6 +10,7 @@ from derivation_cases import family, planted, records, source
 from whorl.derivation.derivation import derivation_test
 from whorl.derivation.screening import screen
 from whorl.errors import NotEnoughEvidence, UsageError
+from whorl.reports.stored_transcripts import StoredDerivation
 from whorl.transcripts.record import UNKNOWN_DECODING, ModelId, Template
 
 GENES = {"n_prompts": 30, "n_genes": 40, "n_draws": 8}
@@ -72,6 +73,30 @@ def test_a_stranger_is_unrelated_once_29_of_29_were_found(case, stranger):
     fewer = derivation_test(a, stranger, controls, alpha=0.05, planted=dict(list(known.items())[:28]))
     assert fewer.verdict == "undecided"
     assert fewer.missing[0].startswith("1 more planted derivatives of A, all found, 28 of 28 were")
+
+
+def test_checkpoints_of_one_run_are_one_derivative(case, stranger):
+    a, _, controls = case
+    known = planted(29)
+    one, alone = dict.fromkeys(known, "tune"), derivation_test(a, stranger, controls, alpha=0.05, planted=known)
+    result = derivation_test(a, stranger, controls, alpha=0.05, planted=known, runs=one)
+    assert (result.verdict, result.power.found, result.power.n) == ("undecided", 1, 1)
+    assert StoredDerivation.model_validate(json.loads(json.dumps(result.to_dict()))).power.n == 1
+    assert "taken as made independently" in alone.warnings[-1]
+    assert not any("independently" in warning for warning in result.warnings)
+    weak = {"weak": records(source("lab/base", 100).derived("weak", 8.0, 1))}
+    missed = derivation_test(
+        a, stranger, controls, alpha=0.05, planted=known | weak, runs={"weak": "tune", "planted/0": "tune"}
+    )
+    assert (missed.power.found, missed.power.n) == (28, 29)
+    with pytest.raises(UsageError, match="The runs name 'typo', which is no planted derivative"):
+        derivation_test(a, stranger, controls, alpha=0.05, planted=known, runs={"typo": "tune"})
+
+
+@pytest.mark.parametrize(("score", "kind"), [("first-word", "exact"), ("alleles", "monte-carlo")])
+def test_flips_of_alleles_are_never_called_exact(score, kind):
+    few = family(n_prompts=12, n_genes=12)
+    assert derivation_test(*few, alpha=0.05, delta=0.0, score=score).p_prompt_kind == kind
 
 
 def test_derivatives_that_are_not_found_give_no_power(case, stranger):

@@ -7,8 +7,8 @@ import pytest
 
 from whorl.derivation.levels import closest, levels, rank_p
 from whorl.derivation.power import controls_needed, more_planted, power
-from whorl.derivation.screening import holm
 from whorl.derivation.signflip import mcnemar_p, sign_flip_p
+from whorl.multiple import holm
 
 N_RUNS = 500
 LOW, HIGH = 0.032, 0.070  # binomial 95 % band of 0.05 in 500 runs

@@ -31,7 +31,7 @@ def sampled(name, n_draws=8):
 
 @pytest.fixture(scope="module")
 def judge():
-    return likelihood_under(ZOO / "base-0", batch=7)
+    return likelihood_under(str(ZOO / "base-0"), batch=7)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_scores_equal_the_log_probabilities_of_the_sampler(judge, own):
 def test_order_batches_and_repeats_do_not_change_scores(judge, own):
     scores = judge(own)
     assert judge(own[::-1]) == scores[::-1]
-    np.testing.assert_allclose(likelihood_under(ZOO / "base-0", batch=64)(own), scores, atol=1e-4)
+    np.testing.assert_allclose(likelihood_under(str(ZOO / "base-0"), batch=64)(own), scores, atol=1e-4)
     assert max(scores) <= 0
 
 

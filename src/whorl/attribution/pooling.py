@@ -3,8 +3,8 @@
     log score_k = log prior_k + gamma * sum_j (log p_k(x_j) - log trainprior_k),    0 < gamma <= 1
 
 Texts of one source share decoding and often topic, so the plain product (gamma = 1) is overconfident; gamma is fitted on
-pools of validation texts. A text that occurs twice counts once in the probabilities, but not in the p-value: the calibration
-texts of a class repeat its stock answers as often as it gives them. For one text, gamma = 1: its probability is calibrated as is.
+pools of validation texts. A text that occurs twice counts once here, but not in the p-value: the calibration texts of a class
+repeat its stock answers as often as it gives them. For one text, gamma = 1: its probability is calibrated as is.
 """
 
 from collections.abc import Hashable, Sequence

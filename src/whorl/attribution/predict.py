@@ -117,7 +117,7 @@ def predict(
         texts: As they were written; they are normalised here.
         together: Judge all as texts of one source.
         sources: What to call each text (or, together, their source: the first); default: text 1, text 2, ...
-        groups: Prompt group of each text, None where unknown: answers to one prompt are not independent evidence against a model.
+        groups: Prompt group of each text, None where unknown: answers to one prompt are not independent evidence.
 
     Returns:
         One answer for each text; one in all when `together`.
@@ -184,10 +184,11 @@ def _repeats(texts: Sequence[str], groups: Sequence[str | None]) -> tuple[str, .
     n = len(unknown) - len(set(unknown))
     if not n:
         return ()
-    return (
+    said = (
         f"{n} of {len(texts)} texts repeat another and their prompts are unknown: each counts in the p-values, which hold only "
-        "if they are answers to different prompts; in the probabilities each wording counts once",
+        "if they are answers to different prompts; in the probabilities each wording counts once"
     )
+    return (said,)
 
 
 def _left_out(attributor: Attributor, size: int, *, strict: bool) -> str:
@@ -197,7 +198,11 @@ def _left_out(attributor: Attributor, size: int, *, strict: bool) -> str:
     at = next((row for row in attributor.evaluation["open_set"]["by_model"] if row["n_texts"] == size), None)
     crossed = None if at is None else at["accepted_by_crossing"]
     own = f"{100 * RATE:g} % of the texts of left-out models, among which it was set"
-    return own if crossed is None else f"{own}; {100 * crossed['mean']:.1f} % where the threshold was set without the model"
+    return (
+        own
+        if crossed is None
+        else f"{own}; {100 * crossed['mean']:.1f} % where the threshold was set without the model"
+    )
 
 
 def _why(attributor: Attributor, judged: Judgement, n_texts: int, *, strict: bool) -> str:

@@ -109,7 +109,7 @@ class PromptCounts:
 
 @dataclass(frozen=True)
 class Found:
-    """Runs of planted derivatives found, with all their members: `found` of `n`, exact one-sided 95 % lower bound, and whether it reaches 0.9."""
+    """Runs of planted derivatives found whole: `found` of `n`, exact one-sided 95 % lower bound, and whether it reaches 0.9."""
 
     found: int
     n: int

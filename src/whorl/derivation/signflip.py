@@ -6,8 +6,9 @@ the data, so with d_j - delta for "the difference is at most delta"
 
     T = sum over clusters of e_g * sum over j in g of (d_j - delta),    p = (1 + #{T_flipped >= T}) / (b + 1)
 
-which is exact for delta = 0, but not for alleles, whose scores are divided by each model's own norm. For delta > 0 the shifted differences are not symmetric and it holds for many clusters only
-(ours; `tests/test_derivation_null.py` has the rates). Up to 13 clusters all flips are made.
+which is exact for delta = 0, except for alleles: their scores are divided by each model's own norm over all prompts. There,
+and for delta > 0, the differences are not symmetric and it holds for many clusters only (ours;
+`tests/test_derivation_null.py` has the rates). Up to 13 clusters all flips are made.
 """
 
 from collections.abc import Iterator, Sequence

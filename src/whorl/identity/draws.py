@@ -1,7 +1,8 @@
 """The draws of two sides, prompt by prompt: what may be exchanged with what.
 
 Labels are exchanged only within a prompt, and only between draws that are independent given the model: repeated greedy
-answers are one draw, and none beside random ones; an answer that stands on both sides or shares its random numbers with one is refused.
+answers are one draw, and none beside random ones; an answer that stands on both sides or shares its random numbers with one
+is refused.
 """
 
 from collections import Counter, defaultdict

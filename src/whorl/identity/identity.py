@@ -325,11 +325,11 @@ def _warnings(honest: Sequence[Side], suspect: Side, planted: Sequence[Side]) ->
         said.append(
             "reference and suspect were asked through different templates: an honest server may differ by that alone"
         )
-    for one in planted:
-        if len(suspect.decodings | one.decodings) > 1 or len(suspect.framings | one.framings) > 1:
-            said.append(
-                f"{safe_name(one.label)}: planted with other settings than the suspect's; its power may be theirs, not the model's"
-            )
+    said.extend(
+        f"{safe_name(one.label)}: planted with other settings than the suspect's; its power may be theirs alone"
+        for one in planted
+        if len(suspect.decodings | one.decodings) > 1 or len(suspect.framings | one.framings) > 1
+    )
     for one in (*honest, suspect):
         if one.n_failed:
             said.append(f"{safe_name(one.label)}: {one.n_failed} answers failed and were left out")

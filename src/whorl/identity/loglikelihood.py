@@ -7,7 +7,6 @@ their prompt, since later tokens are the likelier ones: a mean over more of them
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from whorl.errors import NotComparable
 from whorl.identity.draws import PromptDraws
 from whorl.identity.length import energy_kernel
 from whorl.linalg.blocks import Doubles
+from whorl.samplers._opening import open_for_sampling
 from whorl.transcripts.record import Transcript
 
 BATCH = 64
@@ -57,22 +57,26 @@ def _equal_spans(prompt: PromptDraws) -> list[Transcript]:
     return [replace(record, response=span, finish="length") for record, span in spans]
 
 
-def likelihood_under(folder: str | Path, *, batch: int = BATCH) -> Callable[[Sequence[Transcript]], list[float]]:
-    """A function that scores answers under a local model, for `identity_test(likelihood=...)`.
+def likelihood_under(
+    ref: str, *, batch: int = BATCH, device: str = "cpu", offline: bool = False
+) -> Callable[[Sequence[Transcript]], list[float]]:
+    """A function that scores answers under a model's weights, for `identity_test(likelihood=...)`.
 
     Args:
-        folder: Model folder with safetensors weights and a fast tokenizer.
+        ref: What `open_local` takes: a folder, a Hub repository, base+adapter.
         batch: Answers a step.
+        device: As `open_local`.
+        offline: Open no socket.
 
     Returns:
         Function from records to nats per token, <= 0; the end token counts where the answer ended by itself. Scores are
         kept, so that answers met again cost nothing.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-    model = AutoModelForCausalLM.from_pretrained(str(folder), use_safetensors=True, dtype="float32", **options).eval()
+    Raises:
+        UsageError, InputRefused, RemoteError: as `open_local`.
+    """
+    opened = open_for_sampling(ref, device=device, dtype="float32", offline=offline)
+    tokenizer, model = opened.tokenizer, opened.model
     known: dict[tuple[str, str, bool], float] = {}
 
     def scored(records: Sequence[Transcript]) -> list[float]:
@@ -107,7 +111,9 @@ def _scores(model: Any, tokenizer: Any, keys: Sequence[tuple[str, str, bool]]) -
         rows.append((before + after)[:limit])
         starts.append(len(before))
     width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])  # causal: padding on the right is never seen
+    ids = torch.tensor(
+        [row + [0] * (width - len(row)) for row in rows], device=model.device
+    )  # causal: padding on the right is never seen
     with torch.inference_mode():
         logits = model(input_ids=ids).logits[:, :-1].log_softmax(dim=-1)
     drawn = logits.gather(2, ids[:, 1:, None])[..., 0]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from whorl.derivation.levels import ROUNDING
+from whorl.derivation.signflip import MAX_EXACT
 from whorl.reports.rug import Rug, rug
 from whorl.reports.shown import number, p_text, short_refs
 from whorl.reports.stored_transcripts import StoredDerivation, StoredMember

@@ -31,6 +31,7 @@ class StoredMember(Strict):
     p_model: PValue | None
     effect: FiniteFloat | None
     found: bool | None
+    run: Text | None = None
 
 
 class StoredScore(Strict):
