@@ -87,11 +87,16 @@ def draw(rng, scenario, pools):
     return sides
 
 
-def ours(sides, scores, b, seed):
+def ours(sides, judge, b, seed):
     """p of every statistic."""
     prompts = [PromptDraws(k, k, (*sides[0][k], *sides[1][k]), N_DRAWS) for k in sides[0]]
-    values = {p.prompt_id: np.array([scores[id(r)] for r in p.records]) for p in prompts}
-    statistics = [Characters(N_CHARACTERS), FirstWord(), Classifier(N_CHARACTERS), LogLikelihood(values), Length()]
+    statistics = [
+        Characters(N_CHARACTERS),
+        FirstWord(),
+        Classifier(N_CHARACTERS),
+        LogLikelihood.of(prompts, judge),
+        Length(),
+    ]
     run = permute(prompts, statistics, b, seed)
     found = {name: run.p_value(name) for name in run.names}
     return found | {"max-t": p_value(run.max_t([name for name in run.names if name != "length"]))}
@@ -195,7 +200,6 @@ def sequential(arguments, pools):
 
 def two_sample(arguments, pools):
     has_peer = arguments.peer_runs > 0 and importlib.util.find_spec("model_equality_testing") is not None
-    scores = {}
     heads = [f"{c}, .05" for c in COLUMNS] + [
         "mmd, .01",
         "foreseen, .01",
@@ -213,15 +217,12 @@ def two_sample(arguments, pools):
     with single_threaded():
         for at, key in enumerate(arguments.scenarios):
             scenario = SCENARIOS[key]
-            for name in dict.fromkeys(scenario[:2]):
-                records = [r for rs in pools[name].values() for r in rs]
-                scores |= zip(map(id, records), judges[scenario[0]](records), strict=True)
             n_runs = arguments.null_runs if scenario[0] == scenario[1] else arguments.runs
             found, theirs, seconds, peer_seconds = defaultdict(list), [], 0.0, 0.0
             for run in range(n_runs):
                 sides = draw(np.random.default_rng((at, run)), scenario, pools)
                 start = time.process_time()
-                for name, p in ours(sides, scores, arguments.relabellings, run).items():
+                for name, p in ours(sides, judges[scenario[0]], arguments.relabellings, run).items():
                     found[name].append(p)
                 seconds += time.process_time() - start
                 if has_peer and run < arguments.peer_runs:

@@ -138,8 +138,8 @@ def test_sets_by_name(tmp_path):
     for name, n, source, message in (
         ("web5", None, {}, "no prompt set 'web5'. Did you mean 'web50'"),
         ("zzz", None, {}, "Known are web50"),
-        ("web32t", 3, {}, "missing a required argument: 'tokenizer'"),
-        ("words", 3, {"documents": []}, "unexpected keyword argument 'documents'"),
+        ("web32t", 3, {}, "needs tokenizer: a tokenizer, or a local model's folder"),
+        ("words", 3, {"documents": []}, "takes no documents"),
         ("words", 0, {}, "0 prompts were asked for"),
         ("uncond", 0, {}, "0 draws were asked for"),
         (str(tmp_path / "x.txt"), 3, {}, "3 prompts were asked for; '.*' has 2"),

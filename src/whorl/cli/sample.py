@@ -104,6 +104,8 @@ def sample(
         found = " and ".join(given) or "none"
         raise UsageError(f"Give one of MODEL, --endpoint and --import; given: {found}.")
     if import_ is not None:
+        if dry_run:
+            raise UsageError("An import has no plan to show: leave out --dry-run.")
         _import(sink, import_, column, name, out)
     elif given:
         decoding = _decoding(
@@ -132,13 +134,25 @@ def sample(
         for note in getattr(sampler, "notes", ()):
             sink.hint(f"note: {note}")
         limited = (max_requests, max_tokens, max_cost) != (None, None, None)
+        source = {} if rows is None else {"rows": rows}
+        if prompts == "web32t":
+            source["tokenizer"] = _tokenizer_folder(model)
         _sample(
-            sink, sampler, (prompts, n, rows), out,
+            sink, sampler, (prompts, n, source), out,
             {"n_samples": samples, "decoding": decoding, "randomness": _randomness(seed, stream, coupled)},
             cached=not no_cache, refresh=refresh, offline=offline, dry_run=dry_run, yes=yes or limited,
         )  # fmt: skip
     if export is not None and not dry_run:
         _export(sink, out, export, alone=not given)
+
+
+def _tokenizer_folder(model: str | None) -> Path:
+    """Where the tokenizer that cuts the prompts lies."""
+    if model is None or not (Path(model) / "tokenizer.json").is_file():
+        raise UsageError(
+            "Prompts cut in tokens (web32t) need a local model folder with a tokenizer.json; web50 does not."
+        )
+    return Path(model)
 
 
 # -- who answers -----------------------------------------------------------------------------------------------------
@@ -210,7 +224,7 @@ def _randomness(seed: int, stream: str, coupled: bool) -> Any:
 def _sample(
     sink: Sink,
     sampler: "Sampler",
-    asked: tuple[str, int | None, Path | None],
+    asked: tuple[str, int | None, dict[str, Path]],
     out: Path,
     settings: dict[str, Any],
     *,
@@ -227,8 +241,8 @@ def _sample(
     from whorl.transcripts.cache import Cache
     from whorl.transcripts.prompts import prompt_set
 
-    name, n, rows = asked
-    prompts = prompt_set(name, n, **({} if rows is None else {"rows": rows}))
+    name, n, source = asked
+    prompts = prompt_set(name, n, **source)
     with ExitStack() as stack:
         cache = stack.enter_context(Cache()) if cached else None
         options = {"out": out, "cache": cache, "refresh": refresh, **settings}

@@ -280,9 +280,9 @@ def _decide(
         return "undecided", f"no p against '{safe_name(failed.name)}': {failed.why}", _more_draws(failed)
     if p <= plan.alpha:
         return "no match", f"the answers differ from those of {several}, p = {p:.2g} <= {plan.alpha:.2g}", None
-    alike = f"the answers do not differ from those of {several} at {plan.alpha:.2g}, p = {p:.2g}"
+    alike = f"by {plan.statistic} the answers do not differ from those of {several} at {plan.alpha:.2g}, p = {p:.2g}"
     if not planted:
-        needed = "declare the smallest difference that matters (`smallest`): without it no power is known"
+        needed = "plant the smallest difference that matters (`smallest`, --swap): without it no power is known"
         return "undecided", alike, needed
     weak = [d for d in power if not d.enough]
     if not weak:

@@ -242,6 +242,8 @@ _SETS: Mapping[str, Callable[..., list[Prompt]]] = {
     "short": short,
 }
 
+_NEEDS = {"tokenizer": "a tokenizer, or a local model's folder", "rows": "rows of a data set (--rows FILE)"}
+
 
 def prompt_set(name: str, n: int | None = None, **source: Any) -> list[Prompt]:
     """A prompt set by name.
@@ -266,8 +268,11 @@ def prompt_set(name: str, n: int | None = None, **source: Any) -> list[Prompt]:
         hint = f" Did you mean '{near[0]}'?" if near else f" Known are {', '.join(_SETS)}, and .txt or .jsonl files."
         raise UsageError(f"There is no prompt set '{safe_name(name, 40)}'.{hint}")
     given = source if n is None else source | {"n": n}
-    try:
-        inspect.signature(_SETS[name]).bind(**given)
-    except TypeError as error:
-        raise UsageError(f"The prompt set '{name}' cannot be made: {error}.") from None
+    takes = inspect.signature(_SETS[name]).parameters
+    if foreign := sorted(set(given) - set(takes)):
+        raise UsageError(f"The prompt set '{name}' takes no {' or '.join(foreign)}.")
+    if lacking := [key for key, p in takes.items() if p.default is p.empty and key not in given]:
+        raise UsageError(
+            f"The prompt set '{name}' needs {' and '.join(lacking)}: {', '.join(_NEEDS[k] for k in lacking)}."
+        )
     return _SETS[name](**given)

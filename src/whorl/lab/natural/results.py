@@ -1,7 +1,7 @@
 """From measurements to verdicts: what leaves a fingerprint, against which controls, with which intervals.
 
-A factor leaves a fingerprint when all planned replicates are there, the lower end of their t interval exceeds chance, the
-one-sided t test stays at or below 0.05 after Holm's correction over the factors, and every sampler-seed control C1 passed.
+A factor leaves a fingerprint when all planned replicates are there, the lower end of their t interval exceeds chance, and
+every sampler-seed control C1 passed; beside it stands the one-sided p after Holm's correction over all planned factors.
 Only the headline classifier on prompted texts gives verdicts. Texts and prompts are many and give a narrow interval of
 their own; it says how well this set of models is told apart, not whether the factor does it, so it never decides.
 """
@@ -32,7 +32,7 @@ NOT_SHOWN = "not shown"
 TOO_FEW = "too few replicates"
 INVALID = "invalid: C1 failed"
 DESCRIBED = "–"  # other classifiers and conditions are shown and decide nothing
-ALPHA = 0.05
+ALPHA = 0.05  # of the corrected p
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _measured(
     spread = replicate_interval(accuracies)
     interval = None if spread is None else spread[1:]
     p_value = corrected.get(factor) if (condition, classifier) == DECIDES else None
-    verdict = _verdict(interval, p_value, len(own) == experiment.replicates, chance, c1)
+    verdict = _verdict(interval, len(own), experiment.replicates, chance, c1)
     pooled = {n: sum(row["pooled"][n] for row in own) / len(own) for n in own[0]["pooled"]}
     return Measured(
         factor,
@@ -246,14 +246,12 @@ def _measured(
     )
 
 
-def _verdict(
-    interval: tuple[float, float] | None, p_value: float | None, complete: bool, chance: float, c1: bool
-) -> str:
+def _verdict(interval: tuple[float, float] | None, n_replicates: int, planned: int, chance: float, c1: bool) -> str:
     if not c1:
         return INVALID
-    if interval is None or p_value is None or not complete:
+    if interval is None or n_replicates < max(planned, LEAST_REPLICATES):
         return TOO_FEW
-    return FINGERPRINT if interval[0] > chance and p_value <= ALPHA else NOT_SHOWN
+    return FINGERPRINT if interval[0] > chance else NOT_SHOWN
 
 
 def _corrected(experiment: Experiment, rows: Mapping[str, Row]) -> dict[str, float]:
