@@ -159,7 +159,7 @@ def test_identity_matches_where_the_swap_would_have_been_noticed(folder):
     assert re.search(r"^power +foreign: found in 100 %", done.stdout, re.MULTILINE)
     undecided = run_whorl(*arguments, cwd=folder)
     assert undecided.returncode == 4
-    assert re.search(r"^missing +declare the smallest difference", undecided.stdout, re.MULTILINE)
+    assert re.search(r"^missing +plant the smallest difference", undecided.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

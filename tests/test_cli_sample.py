@@ -19,6 +19,8 @@ ZOO = Path(package.__file__).parent / "examples" / "zoo"
 WHORL = [sys.executable, "-c", "from whorl.cli.main import run; run()"]
 KEY = "sk-secretsecretsecret"  # a text to look for
 
+pytestmark = pytest.mark.slow  # each command loads torch
+
 
 @pytest.fixture
 def whorl(tmp_path):

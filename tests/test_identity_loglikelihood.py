@@ -16,7 +16,7 @@ from whorl.samplers.seam import Randomness
 from whorl.transcripts.record import Decoding, Prompt, draws
 
 ZOO = Path(__file__).parents[1] / "src/whorl/examples/zoo"
-DECODING = Decoding(max_new_tokens=24, min_new_tokens=24)
+DECODING = Decoding(max_new_tokens=48, min_new_tokens=48)
 
 
 PROMPTS = [

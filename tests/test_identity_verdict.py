@@ -35,7 +35,7 @@ def test_a_swapped_model_is_no_match():
 def test_an_honest_endpoint_matches_only_with_declared_power():
     undecided = identity_test(REFERENCE, HONEST)
     assert undecided.verdict == "undecided"
-    assert "declare the smallest difference that matters" in undecided.needed
+    assert "plant the smallest difference that matters" in undecided.needed
     result = identity_test(REFERENCE, HONEST, smallest=SWAP)
     assert result.verdict == "match"
     assert result.power[0].lower >= 0.9

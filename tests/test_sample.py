@@ -187,6 +187,7 @@ def lines_in(folder):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_answers(tmp_path):
     """SIGKILL in the middle, a torn last line on top; then the same command, and an uninterrupted run to compare."""
     command = [sys.executable, "-c", WORKER, str(ZOO / "base-0")]
