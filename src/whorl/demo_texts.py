@@ -3,6 +3,7 @@
 Sampled on the spot from the models that come with whorl, which needs torch and transformers (`pip install "whorl[lab]"`).
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -93,6 +94,7 @@ def ask_texts(folder: Path, truth: Truth, target: Path, progress: Progress = sil
     for name in ASKED:
         (answer,) = predict(attributor, [r.response for r in aside[name]], together=True, sources=[name])
         questions.append(Question(name, name in ENROLLED, answer))
+    shutil.rmtree(target / "bundle", ignore_errors=True)  # of an earlier demo; a bundle is never written over
     files = [*sorted((target / "transcripts").rglob("*.json*")), *sorted(save(attributor, target / "bundle").iterdir())]
     files += [q.answer.save(target / f"{q.name}.json") for q in questions]
     page = attribution_report(attributor, target / "report.html")
