@@ -122,6 +122,7 @@ def new_model(size: ModelSize) -> Any:
 
 
 def llama_config(size: ModelSize) -> Any:
+    """The configuration of transformers for a Llama of this size."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
