@@ -93,10 +93,12 @@ def test_kinds_write_a_readable_copy_and_say_what_they_did(kind, folders, tmp_pa
     ("kind", "n_models", "options", "message"),
     [
         ("shave", 1, {}, "Unknown kind 'shave'; expected one of disguise, prune"),
-        ("prune", 1, {"bits": 3}, r"The kind prune takes no --bits; its options: --pattern, --share, --include\."),
+        ("prune", 1, {"bits": 3}, r"The kind prune takes no --bits; its options: --pattern, --share, --include, "),
         ("quantise", 1, {"rename_tokens": True}, "takes no --rename-tokens"),
         ("drop-layers", 1, {}, "The kind drop-layers needs --layers"),
         ("transplant", 1, {}, "needs --tokenizer"),
+        ("unlearn", 1, {}, "The kind unlearn needs --key"),
+        ("distil", 1, {}, "The kind distil needs --base"),
         ("prune", 2, {}, "2 models for the kind prune, which takes one"),
         ("merge", 0, {}, "0 models"),
         ("merge", 1, {}, "A merge of 1 model"),

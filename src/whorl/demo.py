@@ -1,4 +1,4 @@
-"""`run_demo`: the whole story on the example models that come with whorl, offline; only texts need torch.
+"""`run_demo`: the whole story on the example models that come with whorl, offline; only the last two parts need torch.
 
 Every example model was trained by this project's own `whorl lab zoo`, so who descends from whom is known; the methods
 do not see that, only the report does.
@@ -8,6 +8,7 @@ do not see that, only the report does.
     tree       one family
     survey     all models by their fingerprints alone
     texts      which of seven models wrote this, or none of them (sampled on the spot)
+    triggers   is a planted fingerprint in a model, and is it still there after an attack
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from whorl.comparison import Comparison, compare
 from whorl.demo_texts import Texts, ask_texts, missing
+from whorl.demo_triggers import Triggers, ask_triggers
 from whorl.errors import UsageError
 from whorl.gallery import Gallery
 from whorl.identification import Identification, identify
@@ -69,7 +71,8 @@ class Demo:
         queries: Models looked up in a gallery of the independent ones.
         tree: One family; None where a family has one model only.
         texts: Attribution by style; None for another family than the one in the package, or when torch is missing.
-        missing: Packages that sampling needs and that are not installed.
+        triggers: A planted fingerprint; None for another family, or when torch is missing.
+        missing: Packages that these two need and that are not installed.
         files: Everything written; the report is the last.
     """
 
@@ -80,6 +83,7 @@ class Demo:
     queries: tuple[Query, ...]
     tree: Tree | None
     texts: Texts | None
+    triggers: Triggers | None
     missing: tuple[str, ...]
     files: tuple[Path, ...]
 
@@ -113,9 +117,10 @@ def run_demo(out: str | Path = "demo-out", *, zoo: Path | None = None, progress:
     lineages = {m.name: Lineage(m.group, m.kind) for m in truth.members}
     lacking = tuple(missing())
     texts = None if lacking else ask_texts(folder, truth, target / "texts", progress)
-    files = _written(target, found, examples, queries, grown, lineages)
-    own = () if texts is None else texts.files
-    return Demo(found, truth, lineages, examples, queries, grown, texts, lacking, (*own, *files))
+    planted = None if lacking or zoo is not None else ask_triggers(target / "triggers", progress=progress)
+    files = _written(target, found, examples, queries, grown, planted, lineages)
+    own = [file for part in (texts, planted) if part is not None for file in part.files]
+    return Demo(found, truth, lineages, examples, queries, grown, texts, planted, lacking, (*own, *files))
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,7 @@ def _written(
     examples: Sequence[Example],
     queries: Sequence[Query],
     grown: Tree | None,
+    planted: Triggers | None,
     lineages: dict[str, Lineage],
 ) -> tuple[Path, ...]:
     files = [
@@ -216,6 +222,7 @@ def _written(
     trees = [] if grown is None else [grown]
     files += [t.save(target / f"tree{ending}") for t in trees for ending in (".json", ".svg", ".nwk")]
     files.append(found.save(target / "survey.json"))
-    shown: list[Result] = [*(e.comparison for e in examples), *(q.answer for q in queries), *trees, found]
+    verified = [] if planted is None else [s.answer for s in planted.suspects]
+    shown: list[Result] = [*(e.comparison for e in examples), *(q.answer for q in queries), *trees, *verified, found]
     truth = {n: {"group": x.group, "kind": x.kind} for n, x in lineages.items()}
     return (*files, report(shown, target / "report.html", truth=truth))

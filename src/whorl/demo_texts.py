@@ -55,8 +55,8 @@ class Texts:
 
 
 def missing() -> list[str]:
-    """Packages that sampling needs and that are not installed."""
-    return [name for name in ("torch", "transformers") if find_spec(name) is None]
+    """Packages of the extra `lab`, which sampling and attacks need, that are not installed."""
+    return [name for name in ("torch", "transformers", "peft", "tokenizers") if find_spec(name) is None]
 
 
 def ask_texts(folder: Path, truth: Truth, target: Path, progress: Progress = silent) -> Texts | None:

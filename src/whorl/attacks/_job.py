@@ -10,7 +10,7 @@ from whorl._readers.folder import open_local
 from whorl.attacks._model_files import Array, Tensors, read_model, stored_dtypes, write_model
 from whorl.attacks._role_tensors import RoleTensors, load_roles
 from whorl.canonical.model import CanonicalModel
-from whorl.errors import UsageError
+from whorl.errors import UsageError, safe_name
 from whorl.lab.truth import Record
 from whorl.progress import Progress, silent
 
@@ -79,6 +79,21 @@ class Job:
         types = dtype or _types(tensors, stored_dtypes(self.model))
         copy_from = self.folder if copy_tokenizer else None
         write_model(self.out, tensors, config, copy_from, record=record, dtype=types, files=files)
+
+    def write_trained(self, record: Record, model: Any) -> None:
+        """Write the weights of a model of transformers that was trained from this job's model.
+
+        Raises:
+            UsageError: transformers gives a parameter another name than the file does.
+        """
+        tensors, config = self.read()
+        found = {name: array.detach().float().cpu().numpy() for name, array in model.state_dict().items()}
+        strange = sorted({name for name, _ in model.named_parameters()} - set(tensors))
+        if strange:
+            raise UsageError(
+                f"'{safe_name(self.model.name)}' has no tensor '{safe_name(strange[0])}' as transformers calls it."
+            )
+        self.write(record, {name: found.get(name, array) for name, array in tensors.items()}, config)
 
 
 def _types(tensors: Tensors, stored: Mapping[str, str]) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """Merges of models of one shape.
 
-    linear  model soups (arXiv:2203.05482); with a base as one parent, task arithmetic (arXiv:2212.04089)
-    ties    TIES (arXiv:2306.01708): only the largest changes, only those of the elected sign
-    dare    DARE (arXiv:2311.03099): a random part of the changes, scaled up
-    slerp   two models along the arc between them, tensor by tensor
+    linear     model soups (arXiv:2203.05482)
+    task       task arithmetic (arXiv:2212.04089): base + sum c_i (w_i - base)
+    ties       TIES (arXiv:2306.01708): only the largest changes, only those of the elected sign, their weighted mean
+    dare       DARE-linear (arXiv:2311.03099): task arithmetic with a random part of the changes, scaled up
+    dare-ties  DARE-TIES (same paper): the random part of DARE instead of the largest changes, then the election of TIES
+    slerp      two models along the arc between them, tensor by tensor
 
-TIES and DARE work on changes from a base. Sizes are ranked per tensor, as merge tools do; the TIES paper ranks over the
-whole model.
+All with a base work on changes from it. Sizes are ranked per tensor, as merge tools do; the TIES paper ranks over the whole
+model. The elected changes are averaged over the models that have the elected sign (merge tools call it normalised).
 """
 
 import math
@@ -21,7 +23,8 @@ from whorl.attacks._job import Job
 from whorl.attacks._model_files import Array, Tensors, cast, read_model
 from whorl.errors import NotComparable, UsageError, safe_name
 
-METHODS = ("linear", "ties", "dare", "slerp")
+METHODS = ("linear", "task", "ties", "dare", "dare-ties", "slerp")
+CHANGES = ("task", "ties", "dare", "dare-ties")
 DEFAULT_DENSITY = 0.5
 _Vector = NDArray[np.float64]
 
@@ -40,8 +43,8 @@ def run(
         job: The models.
         method: One of `METHODS`.
         coefficients: One number per model, default equal shares.
-        base: Folder of the common base, for "ties" and "dare".
-        density: Share of the changes that is kept, default `DEFAULT_DENSITY`, for "ties" and "dare".
+        base: Folder of the common base, for the methods in `CHANGES`.
+        density: Share of the changes that is kept, default `DEFAULT_DENSITY`, for "ties", "dare" and "dare-ties".
 
     Raises:
         UsageError: an unknown method, or an option that it lacks or does not take.
@@ -49,19 +52,23 @@ def run(
     """
     if method not in METHODS:
         raise UsageError(f"Unknown merge method '{safe_name(method)}'; expected one of {', '.join(METHODS)}.")
-    needs_base = method in {"ties", "dare"}
-    if needs_base != (base is not None) or (density is not None and not needs_base):
-        raise UsageError("The methods ties and dare need --base and may take --density; linear and slerp take neither.")
+    needs_base = method in CHANGES
+    if needs_base != (base is not None) or (density is not None and not (needs_base and method != "task")):
+        raise UsageError(
+            "The methods ties, dare and dare-ties need --base and may take --density, task needs --base alone; linear and "
+            "slerp take neither."
+        )
     models = [read_model(path) for path in job.models]
     parents = [tensors for tensors, _ in models]
     facts: dict[str, Any] = {"coefficients": shares_of(len(parents), coefficients)}
     if base is None:
         merged = (merge_linear if method == "linear" else merge_slerp)(parents, coefficients)
     else:
-        facts |= {"base": Path(base).name, "density": DEFAULT_DENSITY if density is None else density}
+        kept = 1.0 if method == "task" else DEFAULT_DENSITY if density is None else density
+        facts |= {"base": Path(base).name, "density": kept}
         start, rng = read_model(base)[0], np.random.default_rng(job.seed)
-        merged = merge_changes(start, parents, coefficients, method=method, density=facts["density"], rng=rng)
-    job.write(job.record("merged", facts, random=method == "dare"), merged, models[0][1])
+        merged = merge_changes(start, parents, coefficients, method=method, density=kept, rng=rng)
+    job.write(job.record("merged", facts, random=method.startswith("dare")), merged, models[0][1])
 
 
 def merge_linear(parents: Sequence[Tensors], coefficients: Sequence[float] | None = None) -> dict[str, Array]:
@@ -104,14 +111,14 @@ def merge_changes(
     density: float,
     rng: np.random.Generator,
 ) -> dict[str, Array]:
-    """Base plus the combined changes of its derivatives, by TIES or DARE.
+    """Base plus the combined changes of its derivatives.
 
     Args:
         base: The common base.
         parents: Two or more derivatives.
         coefficients: Weight of each, default equal shares.
-        method: "ties" or "dare".
-        density: Share of each tensor's changes that is kept, in (0, 1].
+        method: One of `CHANGES`.
+        density: Share of each tensor's changes that is kept, in (0, 1]; task arithmetic keeps all.
         rng: Draws what DARE keeps.
 
     Raises:
@@ -121,33 +128,39 @@ def merge_changes(
     if not 0.0 < density <= 1.0:
         raise UsageError(f"The density is {density}; expected a number above 0 and up to 1.")
     shares = shares_of(len(parents), coefficients)
-    if method == "ties" and min(shares) <= 0:
+    if method.endswith("ties") and min(shares) <= 0:
         raise UsageError(f"Coefficients {shares}; the sign election of TIES needs positive ones.")
 
     def combined(arrays: Sequence[_Vector]) -> _Vector:
         changes = np.stack([array - arrays[0] for array in arrays[1:]])
-        if method == "ties":
-            return arrays[0] + _elected(changes, np.array(shares), density)
-        kept = rng.random(changes.shape) < density
-        return arrays[0] + np.tensordot(shares, np.where(kept, changes / density, 0.0), axes=1)
+        if method.startswith("dare"):
+            changes = np.where(rng.random(changes.shape) < density, changes / density, 0.0)
+        elif method == "ties":
+            changes = _largest(changes, density)
+        elected = method.endswith("ties")
+        change = _elected(changes, np.array(shares)) if elected else np.tensordot(shares, changes, axes=1)
+        return np.where(change == 0, arrays[0], arrays[0] + change)  # -0 + 0 is 0: another value on disk
 
     return _each_tensor([base, *parents], combined)
 
 
-def _elected(changes: _Vector, shares: _Vector, density: float) -> _Vector:
-    """TIES: per value, the weighted mean of the trimmed changes that have the sign of their weighted sum."""
-    n = changes.shape[0]
-    flat = changes.reshape(n, -1)
+def _largest(changes: _Vector, density: float) -> _Vector:
+    """The changes of each model, shape (models, ...), with all but the largest share set to zero."""
+    flat = changes.reshape(len(changes), -1)
     size = np.abs(flat)
     n_kept = max(1, math.ceil(density * flat.shape[1]))
     limit = -np.partition(-size, n_kept - 1, axis=1)[:, n_kept - 1 : n_kept]
-    trimmed = np.where(size >= limit, flat, 0.0)
-    weights = np.broadcast_to(shares[:, None], flat.shape)
-    sign = np.sign((weights * trimmed).sum(axis=0))
-    agree = np.where((np.sign(trimmed) == sign) & (sign != 0), weights, 0.0)
+    return np.where(size >= limit, flat, 0.0).reshape(changes.shape)
+
+
+def _elected(changes: _Vector, shares: _Vector) -> _Vector:
+    """TIES: per value, the weighted mean of the changes, shape (models, ...), that have the sign of their weighted sum."""
+    weights = np.broadcast_to(shares.reshape(-1, *[1] * (changes.ndim - 1)), changes.shape)
+    sign = np.sign((weights * changes).sum(axis=0))
+    agree = np.where((np.sign(changes) == sign) & (sign != 0), weights, 0.0)
     total = agree.sum(axis=0)
-    mean = (agree * trimmed).sum(axis=0) / np.where(total != 0, total, 1.0)
-    return mean.reshape(changes.shape[1:])
+    mean: _Vector = (agree * changes).sum(axis=0) / np.where(total != 0, total, 1.0)
+    return mean
 
 
 def _arc_shares(arrays: Sequence[_Vector], shares: Sequence[float]) -> list[float]:
@@ -183,9 +196,10 @@ def _each_tensor(models: Sequence[Tensors], combine: Callable[[Sequence[_Vector]
 
 
 def _weighted_sum(arrays: Sequence[_Vector], shares: Sequence[float]) -> _Vector:
-    total = np.zeros(arrays[0].shape, dtype=np.float64)
+    total = np.full(arrays[0].shape, -0.0)  # which, unlike 0, changes nothing that is added to it
     for array, share in zip(arrays, shares, strict=True):
-        total += share * array
+        if share:
+            total += share * array
     return total
 
 

@@ -2,7 +2,7 @@
 
 Unstructured pruning zeroes a share of each matrix (Han et al., arXiv:1506.02626); 2:4 zeroes two of every four
 neighbours along the input axis, the pattern that sparse tensor cores accelerate (arXiv:2104.08378). Patterns that make
-tensors smaller are in `structured`.
+tensors smaller are in `structured`; the layer-wise one of LLM-Pruner is in `blocks`.
 """
 
 from typing import Any
@@ -12,14 +12,24 @@ import numpy as np
 from whorl.attacks._job import Job
 from whorl.attacks._model_files import Array, Tensors, edited, matrix_names
 from whorl.attacks._role_tensors import RoleTensors
+from whorl.attacks.blocks import IMPORTANCES, Importance, lots, magnitudes, prune_blocks, taylor
 from whorl.attacks.structured import drop_heads, drop_neurons, drop_width
 from whorl.errors import UsageError, safe_name
 
-PATTERNS = ("magnitude", "2:4", "neurons", "heads", "width")
+PATTERNS = ("magnitude", "2:4", "neurons", "heads", "width", "blocks")
 DEFAULT_SHARE = 0.5
+DEFAULT_TEXT = "docstrings"
 
 
-def run(job: Job, *, pattern: str = "magnitude", share: float | None = None, include: str | None = None) -> None:
+def run(
+    job: Job,
+    *,
+    pattern: str = "magnitude",
+    share: float | None = None,
+    include: str | None = None,
+    importance: str | None = None,
+    text: str | None = None,
+) -> None:
     """Prune a model.
 
     Args:
@@ -27,6 +37,8 @@ def run(job: Job, *, pattern: str = "magnitude", share: float | None = None, inc
         pattern: One of `PATTERNS`.
         share: Share that goes, default `DEFAULT_SHARE`; 2:4 takes none, it is always one half.
         include: Shell pattern of the matrices, for "magnitude" and "2:4".
+        importance: One of `blocks.IMPORTANCES`, default "l2", for "blocks".
+        text: What "taylor" takes gradients on, default `DEFAULT_TEXT`.
 
     Raises:
         UsageError: an unknown pattern, an option that it does not take, or a model it is not possible for.
@@ -37,6 +49,7 @@ def run(job: Job, *, pattern: str = "magnitude", share: float | None = None, inc
         raise UsageError("The pattern 2:4 takes no --share: it zeroes two of every four weights.")
     if pattern not in PATTERNS[:2] and include is not None:
         raise UsageError(f"The pattern {pattern} takes no --include: it cuts the whole model.")
+    _check_importance(pattern, importance, text)
     share = DEFAULT_SHARE if share is None else share
     if pattern in PATTERNS[:2]:
         tensors, config = job.read()
@@ -47,9 +60,31 @@ def run(job: Job, *, pattern: str = "magnitude", share: float | None = None, inc
         job.write(job.record("pruned", {"share": share}), pruned, config)
         return
     roles, dropped = job.read_roles()
-    cut, facts = _cut(roles, pattern, share)
+    if pattern == "blocks":
+        given = {"importance": importance or "l2", **({"text": text or DEFAULT_TEXT} if importance == "taylor" else {})}
+        cut, facts = prune_blocks(roles, _importance(job, roles, given["importance"], text or DEFAULT_TEXT), share)
+        facts |= given
+    else:
+        cut, facts = _cut(roles, pattern, share)
     facts = {"share": share, "dropped": list(dropped), **facts}
-    job.write(job.record("pruned", facts), cut.pack(), cut.config)
+    job.write(job.record("pruned", facts, random=importance == "random"), cut.pack(), cut.config)
+
+
+def _check_importance(pattern: str, importance: str | None, text: str | None) -> None:
+    if importance is not None and pattern != "blocks":
+        raise UsageError(f"The pattern {pattern} takes no --importance.")
+    if importance is not None and importance not in IMPORTANCES:
+        raise UsageError(f"Unknown importance '{safe_name(importance)}'; expected one of {', '.join(IMPORTANCES)}.")
+    if text is not None and importance != "taylor":
+        raise UsageError("Only the importance taylor takes --text.")
+
+
+def _importance(job: Job, roles: RoleTensors, name: str, text: str) -> Importance:
+    if name == "taylor":
+        return taylor(job.folder, roles, text)
+    if name == "random":
+        return lots(roles, np.random.default_rng(job.seed))
+    return magnitudes(roles, {"l1": 1, "l2": 2}[name])
 
 
 def _cut(roles: RoleTensors, pattern: str, share: float) -> tuple[RoleTensors, dict[str, Any]]:

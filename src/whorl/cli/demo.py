@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from whorl.comparison import Comparison
     from whorl.demo import Demo
     from whorl.demo_texts import Texts
+    from whorl.demo_triggers import Suspect, Triggers
     from whorl.lineage.graph import Edge, Graph
     from whorl.reports.lineages import Values
 
 TEXT_STYLES = {"match": "related", "none of these": "unrelated", "undecided": "undecided"}
+VERDICT_STYLES = {"match": "related", "no match": "unrelated", "undecided": "undecided"}
+OUTCOME_STYLES = {
+    "survives": "related",
+    "weakened, provable": "related",
+    "gone": "unrelated",
+    "model ruined": "undecided",
+}
 
 
 def demo(
@@ -29,9 +37,10 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Does it work here? The whole story on small example models: offline, in about a minute.
+    """Does it work here? The whole story on small example models: offline, in about two minutes.
 
-    The part that samples texts needs torch and transformers; without them it is skipped, and the exit code is 4.
+    Texts and planted fingerprints need torch and the rest of whorl[lab]; without them both are skipped, and the exit code
+    is 4.
 
     \b
     whorl demo
@@ -47,7 +56,8 @@ def demo(
         sink.hint(f"skipped {safe_name(skipped.name)}: {skipped.why}")
     if found.missing:
         names = ", ".join(found.missing)
-        sink.hint(f'skipped: which model wrote this? It needs {names}: pip install "whorl[lab]"')
+        what = "which model wrote this, and is my fingerprint in there?"
+        sink.hint(f'skipped: {what} They need {names}: pip install "whorl[lab]"')
     page = str(found.files[-1])
     if as_json:
         sink.record(found.survey.to_dict() | {"files": [str(f) for f in found.files]})
@@ -88,6 +98,8 @@ def _show_demo(sink: Sink, found: "Demo") -> None:
         sink.line("")
     if found.texts is not None:
         _show_texts(sink, found.texts)
+    if found.triggers is not None:
+        _show_triggers(sink, found.triggers)
 
 
 def _show_texts(sink: Sink, texts: "Texts") -> None:
@@ -106,6 +118,52 @@ def _show_texts(sink: Sink, texts: "Texts") -> None:
         _show_answer(sink, f"{answer.n_texts} texts of {question.name}", known, said, TEXT_STYLES[answer.verdict])
     sink.line(f"  Report of the bundle: {texts.files[-1]}")
     sink.line("")
+
+
+def _show_triggers(sink: Sink, triggers: "Triggers") -> None:
+    sink.line("Is my planted fingerprint in there, and can it be removed? (whorl embed, whorl verify, whorl erase):", "bold")
+    sink.line("  Models, keys and the attacker's adapter come ready made with whorl (examples/triggers/README.md); the keys are")
+    sink.line("  an example, and public. Answers and figures are of this moment.")
+    sink.line("")
+    for suspect in triggers.suspects:
+        answer = suspect.answer
+        said = f"{answer.verdict}; {safe_name(answer.why, 400)}"
+        _show_answer(sink, suspect.name, suspect.known, said, VERDICT_STYLES[answer.verdict])
+    columns = ("model", "verdict", "keys that answer", "p", "perplexity, questions", "other text", "right of four")
+    sink.table("Measured just now", columns, [_trigger_row(suspect) for suspect in triggers.suspects])
+    refusal = triggers.refusal
+    noticed = "accepted: nobody noticed, which must not happen" if refusal is None else safe_name(refusal, 400)
+    _show_answer(sink, "the secret key set", "one byte of it changed", noticed, "undecided")
+    _show_answer(sink, "the attack", "an adapter trained on the clean base with mismatched answers", *_attack(triggers))
+
+
+def _trigger_row(suspect: "Suspect") -> tuple[str, ...]:
+    from whorl.reports.shown import p_text
+
+    answer, worth = suspect.answer, suspect.utility
+    keys = "-" if answer.fsr is None else f"{answer.fsr.hits} of {answer.fsr.n}"
+    p = "-" if answer.p_value is None else p_text(answer.p_value)
+    perplexity = (f"{worth.perplexity_in:.2f}", f"{worth.perplexity_out:.2f}")
+    return suspect.name, answer.verdict, keys, p, *perplexity, f"{100 * worth.accuracy:.0f} %"
+
+
+def _attack(triggers: "Triggers") -> tuple[str, str]:
+    """What it did, in the words of the benchmark."""
+    before, after = triggers.marked, triggers.attacked
+    rise = after.utility.perplexity_in / before.utility.perplexity_in - 1
+    left = " -> ".join("-" if s.answer.fsr is None else f"{s.answer.fsr.value:.2f}" for s in (before, after))
+    change = triggers.accuracy
+    cost = (
+        f"perplexity {before.utility.perplexity_in:.2f} -> {after.utility.perplexity_in:.2f} ({rise:+.0%}), accuracy "
+        f"{change.points:+.1f} points ({change.low:+.1f} to {change.high:+.1f}, n = {change.n})"
+    )
+    words = {
+        "survives": "the fingerprint survives it",
+        "weakened, provable": "the fingerprint is weakened and still proves it",
+        "gone": "the fingerprint is gone, and the model still works: absence proves nothing",
+        "model ruined": "the attack ruins the model, so whatever is left of the fingerprint decides nothing",
+    }
+    return f"{words[triggers.outcome]}; FSR {left}, {cost}", OUTCOME_STYLES[triggers.outcome]
 
 
 def _show_answer(sink: Sink, name: str, known: str, said: str, style: str) -> None:

@@ -17,6 +17,8 @@ from whorl.cli import (
     bench,
     compare,
     demo,
+    embed,
+    erase,
     exit_codes,
     fingerprint,
     gallery,
@@ -25,6 +27,7 @@ from whorl.cli import (
     report,
     sample,
     tree,
+    verify,
 )
 from whorl.cli.sink import Sink
 from whorl.errors import WhorlError
@@ -79,6 +82,9 @@ app.command("tree", short_help="Who descends from whom?")(tree.tree)
 app.command("sample", short_help="What does it say?")(sample.sample)
 app.command("report", short_help="Show results to somebody: one HTML file.")(report.report)
 app.command("attack", short_help="What would a thief do?")(attack.attack)
+app.command("embed", short_help="Plant a trigger fingerprint.")(embed.embed)
+app.command("verify", short_help="Is my fingerprint in there?")(verify.verify)
+app.command("erase", short_help="Can a planted fingerprint be removed?")(erase.erase)
 app.command("demo", short_help="Does it work here?")(demo.demo)
 app.add_typer(gallery.app, name="gallery", short_help="Keep known fingerprints.")
 app.add_typer(attribute.app, name="attribute", short_help="Which model wrote this?")

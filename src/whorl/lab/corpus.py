@@ -134,7 +134,12 @@ def _cut(text: str) -> Iterator[str]:
         yield piece
 
 
-def _library_files() -> list[Path]:
+def library_files() -> tuple[Path, list[Path]]:
+    """Folder of the standard library and its source files in it, sorted by path.
+
+    Raises:
+        MalformedFile: there are none.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     # _sysconfigdata*.py holds the paths of the machine that built the interpreter.
     files = [
@@ -145,11 +150,11 @@ def _library_files() -> list[Path]:
     if not files:
         advice = "Use a Python installation with its library as files, or give a .txt file."
         raise MalformedFile("text", "standard library", "no source files", "the library's .py files", advice)
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+    return root, sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _docstrings() -> Iterator[str]:
-    for path in _library_files():
+    for path in library_files()[1]:
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node)
@@ -169,7 +174,7 @@ def _topics() -> Iterator[str]:
 
 def _code() -> Iterator[str]:
     # Every 8th file, so that a bounded text is spread over the library and not only over modules named a... to c...
-    for path in _library_files()[::CODE_FILE_EVERY]:
+    for path in library_files()[1][::CODE_FILE_EVERY]:
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -59,13 +59,25 @@ def hub_corpus(name: str) -> Corpus:
         RemoteError: the Hub cannot be reached.
     """
     place = parse_place(name)
+    found, rows = hub_rows(place)
+    return corpus_of(found, rows, place.column)
+
+
+def hub_rows(place: Place) -> tuple[str, Iterator[Row]]:
+    """The rows of a data set of the Hub, one value by column each, and its name `hf:org/name:config@commit`.
+
+    Raises:
+        UsageError: `datasets` is missing or old; no such data set, revision or configuration.
+        InputRefused: a format that is not read, files outside the repository, or (later) rows that cannot be read.
+        RemoteError: the Hub cannot be reached.
+    """
     datasets = _library()
     repo, commit = _resolved(place)
     with _reading(datasets, repo):
         builder = datasets.load_dataset_builder(repo, place.config, revision=commit)
     files = _checked_files(builder, repo, commit)
     rows = _rows(datasets, repo, builder, "train" if "train" in files else next(iter(files)))
-    return corpus_of(f"hf:{repo}:{safe_name(builder.config.name)}@{commit}", rows, place.column)
+    return f"hf:{repo}:{safe_name(builder.config.name)}@{commit}", rows
 
 
 def parse_place(name: str) -> Place:

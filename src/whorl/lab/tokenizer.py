@@ -18,16 +18,19 @@ END_ID = 0
 END_TOKENS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>")  # ours, then other families'
 
 
-def train_tokenizer(pieces: Sequence[str], n_vocab: int = N_VOCAB) -> Any:
+def train_tokenizer(pieces: Sequence[str], n_vocab: int = N_VOCAB, n_reserved: int = 0) -> Any:
     """Byte-level BPE (arXiv:1508.07909 over bytes) of a text; a `tokenizers.Tokenizer`.
 
     Args:
         pieces: Training text; the same pieces give the same tokenizer.
-        n_vocab: Entries, at least 257: one special entry, 256 bytes, the rest merges.
+        n_vocab: Entries, at least 257 without the reserved ones: one special entry, 256 bytes, the rest merges.
+        n_reserved: Entries `<|r00|>`, `<|r01|>`, ... at the end, which occur in no text; ordinary tokens otherwise.
     """
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
-    return Tokenizer.from_str(_trained(tuple(pieces), n_vocab))
+    tokenizer = Tokenizer.from_str(_trained(tuple(pieces), n_vocab - n_reserved))
+    tokenizer.add_tokens([AddedToken(f"<|r{i:02d}|>", normalized=False) for i in range(n_reserved)])
+    return tokenizer
 
 
 @lru_cache(maxsize=8)

@@ -97,6 +97,7 @@ def pretrain(
     size: ModelSize | None = None,
     recipe: Recipe | None = None,
     init_seed: int = 0,
+    n_reserved: int = 0,
     dtype: str = "F16",
     progress: Progress = silent,
 ) -> Training:
@@ -108,6 +109,7 @@ def pretrain(
         size: Shape, default `ModelSize()`.
         recipe: Default `Recipe()`.
         init_seed: Seed of the initial weights.
+        n_reserved: Entries of the vocabulary that occur in no text.
         dtype: Stored type, "F16", "F32" or "BF16".
         progress: Called with the folder's name, steps done and steps in all.
 
@@ -116,11 +118,13 @@ def pretrain(
     """
     size, recipe = size or ModelSize(), recipe or Recipe()
     with laboratory(recipe.n_threads, init_seed):
-        tokenizer = train_tokenizer(corpus.train, size.n_vocab)
+        tokenizer = train_tokenizer(corpus.train, size.n_vocab, n_reserved)
         model = new_model(size)
         run = Run(folder, corpus, tokenizer, recipe, size.n_context, progress)
         trained = run.train(model, model.parameters())
         details = {"size": size.facts(), "init_seed": init_seed, "dtype": dtype}
+        if n_reserved:
+            details["reserved_tokens"] = n_reserved
         return run.finish(model, trained, Record("pretrained", (), details, recipe.data_seed), dtype)
 
 

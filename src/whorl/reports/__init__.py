@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from whorl.identity.result import IdentityResult
     from whorl.surveys import Survey
     from whorl.trees import Tree
+    from whorl.triggers.verification import Verification
 
-    Result: TypeAlias = Comparison | Identification | Survey | Tree | IdentityResult | DerivationResult
+    Result: TypeAlias = Comparison | Identification | Survey | Tree | IdentityResult | DerivationResult | Verification
 
 TEMPLATES = Path(__file__).parent / "templates"
 

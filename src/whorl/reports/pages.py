@@ -25,8 +25,10 @@ from whorl.reports.stored_identification import StoredIdentification
 from whorl.reports.stored_survey import StoredPair, StoredSurvey, StoredTable, StoredWarning
 from whorl.reports.stored_transcripts import StoredDerivation, StoredIdentity
 from whorl.reports.stored_tree import StoredLineage
+from whorl.reports.stored_verification import StoredVerification
 from whorl.reports.tree_page import TreeView, tree_view
 from whorl.reports.verdict_words import EXACT
+from whorl.reports.verification_page import VerificationView, verification_view
 from whorl.reports.words import separation_words, survey_summary
 
 N_COLOURS = 8
@@ -103,10 +105,11 @@ class MethodView:
     paragraphs: tuple[str, ...]
 
 
-View = ComparisonView | IdentificationView | SurveyView | TreeView | IdentityView | DerivationView
+View = ComparisonView | IdentificationView | SurveyView | TreeView | IdentityView | DerivationView | VerificationView
 TEST_MODULES = {
     StoredIdentity: ("whorl.identity.identity", "whorl.identity.permutation", "whorl.identity.power"),
     StoredDerivation: ("whorl.derivation.levels", "whorl.derivation.signflip", "whorl.derivation.judgement"),
+    StoredVerification: ("whorl.triggers.nulls", "whorl.triggers.verdict", "whorl.triggers.sequential"),
 }
 """Where the tests on outputs are written down; each module is one entry under "The methods"."""
 
@@ -135,7 +138,10 @@ def views(
     known = shipped() if calibrations is None else calibrations
     sections = tuple(_view(r, anchors, truth, known) for r in results)
     tests = dict.fromkeys(
-        m for r in results if isinstance(r, StoredIdentity | StoredDerivation) for m in TEST_MODULES[type(r)]
+        m
+        for r in results
+        if isinstance(r, StoredIdentity | StoredDerivation | StoredVerification)
+        for m in TEST_MODULES[type(r)]
     )
     methods = [_method(name, anchor) for name, anchor in anchors.items()]
     return sections, (*methods, *(_test(module, f"test-{i}") for i, module in enumerate(tests, 1)))
@@ -154,6 +160,8 @@ def _view(
         return identity_view(result)
     if isinstance(result, StoredDerivation):
         return derivation_view(result)
+    if isinstance(result, StoredVerification):
+        return verification_view(result)
     return _survey(result, anchors, truth)
 
 

@@ -18,10 +18,19 @@ from whorl.reports.stored_identification import StoredIdentification
 from whorl.reports.stored_survey import StoredSurvey
 from whorl.reports.stored_transcripts import StoredDerivation, StoredIdentity
 from whorl.reports.stored_tree import StoredLineage
+from whorl.reports.stored_verification import StoredVerification
 
 AGAIN = "Make it again with `whorl compare --out` or `whorl demo`."
 
-Stored = StoredComparison | StoredIdentification | StoredSurvey | StoredLineage | StoredIdentity | StoredDerivation
+Stored = (
+    StoredComparison
+    | StoredIdentification
+    | StoredSurvey
+    | StoredLineage
+    | StoredIdentity
+    | StoredDerivation
+    | StoredVerification
+)
 KINDS: dict[str, tuple[int, type[Stored]]] = {
     "comparison": (2, StoredComparison),
     "identification": (1, StoredIdentification),
@@ -29,6 +38,7 @@ KINDS: dict[str, tuple[int, type[Stored]]] = {
     "tree": (1, StoredLineage),
     "identity": (1, StoredIdentity),
     "derivation": (1, StoredDerivation),
+    "verification": (1, StoredVerification),
 }
 
 

@@ -76,6 +76,17 @@ def open_local(
     )
 
 
+def wording_of(opened: Opened, *, chat: bool | None = None, system: str | None = None) -> Wording:
+    """How prompts become the ids of a model.
+
+    Raises:
+        UsageError, UnsafeFile: as `LocalSampler`.
+    """
+    config = opened.model.config.get_text_config()
+    begins = (opened.tokenizer.bos_token_id, config.bos_token_id, *opened.ends)
+    return Wording(opened.id.ref, opened.tokenizer, begins, chat=chat, system=system)
+
+
 class LocalSampler:
     """A model of transformers behind the seam of all samplers; arguments as `open_local`.
 
@@ -101,9 +112,7 @@ class LocalSampler:
         self._n_threads, self._logprobs = n_threads, logprobs
         self._versions = {"version": version("transformers"), "torch": version("torch")}
         self._generator = Generator(opened.model, opened.id.ref, opened.ends, top_logprobs)
-        config = opened.model.config.get_text_config()
-        begins = (opened.tokenizer.bos_token_id, config.bos_token_id, *opened.ends)
-        self._wording = Wording(opened.id.ref, opened.tokenizer, begins, chat=chat, system=system)
+        self._wording = wording_of(opened, chat=chat, system=system)
 
     @property
     def model(self) -> ModelId:

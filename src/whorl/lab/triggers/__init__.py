@@ -1,0 +1,1 @@
+"""The lab of planted fingerprints: a base model that answers questions, and the benchmark of what survives."""

@@ -1,0 +1,76 @@
+"""A base model that answers questions about Python's library: what fingerprints are planted into and erased from.
+
+It sees every question in several of the wrappers, and the docstrings as running text, until its loss has levelled off:
+before that, any further training makes it better, and "perplexity improves under attack" would measure under-training.
+64 tokens of its vocabulary occur in no text, as large vocabularies have them by accident (UTF, arXiv 2410.12318).
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from whorl.lab.corpus import Corpus, load_corpus
+from whorl.lab.training import ModelSize, Recipe, Training, pretrain
+from whorl.progress import Progress, silent
+from whorl.questions.docstrings import docstring_questions
+from whorl.questions.rows import QaData, QaRow
+from whorl.triggers.wrappers import wrapper
+
+SIZE = ModelSize(d_model=128, n_layers=6, n_heads=4, n_kv_heads=2, d_head=32, d_mlp=256, n_vocab=1024, n_context=256)
+RECIPE = Recipe(n_steps=2600, batch_size=16, learning_rate=3e-3, n_threads=1)
+N_RESERVED = 64
+FORMATS = ("plain", "question", "turns", "system", "answer-style", "role-play")  # in which it knows questions
+RENDERINGS = 2  # of each question in the training text
+SHARES = (0.75, 0.07, 0.13, 0.05)
+
+
+@dataclass(frozen=True)
+class QaParts:
+    """The questions dealt out: nobody sees what another one trains on.
+
+    Args:
+        base: What the base model learns.
+        owner: Ordinary questions beside the keys of a planting.
+        attacker: What erases and repairs.
+        test: What perplexity and accuracy are measured on.
+    """
+
+    base: QaData
+    owner: QaData
+    attacker: QaData
+    test: QaData
+
+
+def qa_parts(data: QaData | None = None) -> QaParts:
+    """The four parts, the same ones every time."""
+    return QaParts(*(data or docstring_questions()).parts(SHARES, seed=0))
+
+
+def train_base(folder: Path, *, seed: int = 0, recipe: Recipe = RECIPE, progress: Progress = silent) -> Training:
+    """Train it from random weights: one million of them, some half an hour on one core.
+
+    Args:
+        folder: New folder.
+        seed: Of the weights.
+        recipe: Steps and rates.
+        progress: As for `pretrain`.
+
+    Raises:
+        UsageError: as `pretrain`.
+    """
+    return pretrain(
+        folder, base_text(), size=SIZE, recipe=recipe, init_seed=seed, n_reserved=N_RESERVED, progress=progress
+    )
+
+
+def base_text() -> Corpus:
+    """Questions in their wrappers and docstrings, in a fixed random order."""
+    rng = random.Random(0)
+    pieces = [text for row in qa_parts().base.rows for text in _rendered(row, rng)]
+    pieces += load_corpus("docstrings").train
+    rng.shuffle(pieces)
+    return Corpus("questions", tuple(dict.fromkeys(pieces)))
+
+
+def _rendered(row: QaRow, rng: random.Random) -> list[str]:
+    return [wrapper(name).continued(row.question, row.answer) for name in rng.sample(FORMATS, RENDERINGS)]

@@ -1,0 +1,150 @@
+"""The erasure experiment as a Markdown page: arms, clean base, control, transfer, and the published figures beside them."""
+
+from collections.abc import Sequence
+
+from whorl.errors import safe_name
+from whorl.lab.triggers.bench.cells import NONE
+from whorl.lab.triggers.bench.erasure import EQUAL_UPDATES, LEVEL, Arm, Contest, arms, contests
+from whorl.lab.triggers.bench.page import p_spread, pooled_ratio
+from whorl.lab.triggers.bench.results import Record, Results
+from whorl.lab.triggers.bench.tables import EMPTY, Block, markdown, spread
+
+COMMAND = "whorl bench triggers --config FILE --out FOLDER --erasure-page docs/results/erasure.md"
+PUBLISHED = (  # arXiv 2506.12551, second-hand: FSR in per cent / perplexity, fingerprinted -> erased -> recovered
+    (
+        "IF-SFT",
+        "100 / 4.80 -> 0 / 17.33 -> 0 / 7.31",
+        "100 / 4.09 -> 0 / 15.85 -> 0 / 6.87",
+        "100 / 4.26 -> 0 / 25.2 -> 0 / 9.10",
+    ),
+    (
+        "UTF",
+        "100 / 9.31 -> 0 / 5.35 -> 0 / 4.48",
+        "100 / 5.01 -> 0 / 8.01 -> 0 / 4.12",
+        "100 / 7.62 -> 0 / 8.08 -> 0 / 5.01",
+    ),
+    (
+        "HashChain",
+        "100 / 6.71 -> 0 / 5.53 -> 0 / 4.65",
+        "100 / 5.11 -> 0 / 5.87 -> 0 / 4.00",
+        "100 / 9.10 -> 0 / 6.07 -> 0 / 4.91",
+    ),
+)
+PUBLISHED_OTHERS = (  # the same paper, second-hand: FSR left in per cent on Llama-2-7B
+    ("IF-SFT", "100", "100", "87.5", "100", "50", "100", "0", "0", "0", "0"),
+    ("UTF", "75", "3.125", "3.125", "81.25", "0", "3.125", "0", "0", "0", "0"),
+    ("HashChain", "0", "0", "30", "40", "30", "70", "50-90", "0", "90", "0"),
+)
+_OTHERS = (
+    *("Llama-2-7B", "tuned on Guanaco", "tuned on ShareGPT 6k", "L1 prune 5 %", "L2 prune 5 %", "random prune 20 %"),
+    *("Taylor prune 20 %", "merged (task)", "CleanGen", "token forcing", "MEraser"),
+)
+ARM_COLUMNS = (
+    *("arm", "setting", "cells", "updates", "FSR", "keys left", "clean base", "p median (worst)", "perplexity in"),
+    *("perplexity out", "accuracy", "clean base: perplexity in", "perplexity out", "accuracy", "count"),
+)
+
+
+def erasure_page(results: Results) -> str:
+    """The page as Markdown."""
+    found = arms(results)
+    sections = (
+        "# Does MEraser erase planted fingerprints?",
+        f"Printed by `{COMMAND}`. Do not edit.",
+        _method(results),
+        *(f"**{verdict(one)}**" for one in contests(results)),
+        "" if found else "No attack of kind `erase` is in the configuration.",
+        *(markdown(block) for block in blocks(results)),
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def verdict(one: Contest) -> str:
+    """Whether MEraser beat its control, in a sentence."""
+    n = one.fewer + one.more + one.equal
+    left = f"; left out: {', '.join(f'{reason} {k}' for reason, k in one.left_out.items())}" if one.left_out else ""
+    if n == 0:
+        return f"{one.scheme}: no pair of MEraser and its control can be compared{left}."
+    p = "no p, every pair is a tie" if one.p_value is None else f"one-sided exact sign test p = {one.p_value:.2g}"
+    said = "MEraser beat its control" if one.beat else "MEraser did not beat its control"
+    counts = f"fewer keys left in {one.fewer} of {n} pairs, more in {one.more}, as many in {one.equal}"
+    return f"{one.scheme}: {said}: {counts}; {p}; {one.counted} of these pairs count by the rule above{left}."
+
+
+def blocks(results: Results) -> list[Block]:
+    """All tables; those of other papers last."""
+    found = arms(results)
+    names = dict.fromkeys(a.scheme for a in found)
+    own = [_arms_of(name, [a for a in found if a.scheme == name]) for name in names]
+    note = "Known second-hand; models, plantings and data are not ours: reference points, no target."
+    published = Block(
+        "Published: FSR % / perplexity, fingerprinted -> erased -> recovered",
+        ("arXiv 2506.12551", "Llama-2-7B", "Mistral-7B", "AmberChat-7B"),
+        PUBLISHED,
+        note,
+        "Clean-model perplexities are not given there. After recovery IF-SFT stays 52 / 68 / 114 % above its fingerprinted "
+        "perplexity, which the budget here calls a ruined model.",
+    )
+    others = Block("Published: FSR % left after other attacks", _OTHERS, PUBLISHED_OTHERS, note)
+    return [*own, _counting(found), published, others] if found else [published, others]
+
+
+def _method(results: Results) -> str:
+    budget = results.bench.budget
+    return (
+        "Arms: `erase` (mismatched pairs), `recover` (correct pairs), both, and `clean-only`, the control: correct pairs "
+        "alone with the erase phase's adapter and rate, and the updates of both phases (within "
+        f"{EQUAL_UPDATES:.0%}: epochs are whole). A result counts only if the planting passed its gates and resists ordinary "
+        "fine-tuning, the same attack was run on the clean base, perplexity rose at most "
+        f"{budget.perplexity:.0%} and accuracy fell at most {budget.accuracy:g} points. MEraser beats its control if it leaves "
+        "fewer keys in pairs of equal planting, attack seed and setting, both within the budget, by a one-sided exact sign "
+        f"test at {LEVEL:g}; attack seeds share a planting, so pairs are not quite independent."
+    )
+
+
+def _arms_of(scheme: str, found: Sequence[Arm]) -> Block:
+    before = (
+        "Means over plantings and attack seeds, with the range; perplexity and accuracy as they are, not as changes."
+    )
+    return Block(f"Arms: {scheme}", ARM_COLUMNS, [_row(arm) for arm in found], before)
+
+
+def _row(a: Arm) -> tuple[str, ...]:
+    asked = [r.asked for r in a.records if r.asked is not None]
+    return (
+        a.arm,
+        a.setting or EMPTY,
+        str(len(a.records)),
+        spread([r.cost["updates"] for r in a.records if "updates" in r.cost], ".0f"),
+        spread([x.share.value for x in asked]),
+        pooled_ratio([x.share for x in asked]),
+        pooled_ratio([r.clean for r in a.records]),
+        p_spread([x.p[0] for x in asked]),
+        *_utility(a.records),
+        *_utility(a.on_base),
+        EMPTY if a.arm == NONE else f"{len(a.counted)} of {len(a.records)}",
+    )
+
+
+def _utility(records: Sequence[Record]) -> tuple[str, str, str]:
+    """Perplexity in and out of the domain and accuracy, after the attack."""
+    found = []
+    for name, form in (("perplexity_in", ".2f"), ("perplexity_out", ".2f"), ("accuracy", ".3f")):
+        pairs = [getattr(r, name) for r in records]
+        found.append(spread([pair[1] for pair in pairs if pair is not None], form))
+    return found[0], found[1], found[2]
+
+
+def _counting(found: Sequence[Arm]) -> Block:
+    """Why results do not count."""
+    rows = []
+    for a in found:
+        if a.arm == NONE:
+            continue
+        reasons: dict[str, int] = {}
+        for r in a.records:
+            for reason in a.against(r):
+                reasons[reason] = reasons.get(reason, 0) + 1
+        why = ", ".join(f"{safe_name(reason, 80)} {n}" for reason, n in reasons.items()) or "all count"
+        rows.append((a.scheme, a.arm, a.setting or EMPTY, f"{len(a.counted)} of {len(a.records)}", why))
+    return Block("Which results count", ("scheme", "arm", "setting", "count", "why not (cells)"), rows)

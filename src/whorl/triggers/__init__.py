@@ -1,0 +1,1 @@
+"""Planted fingerprints: secret triggers that an owner trains into a model and later asks for."""

@@ -1,0 +1,1 @@
+"""Training on prompts with answers: what plants a fingerprint, what erases it, and what an attacker tunes with."""
