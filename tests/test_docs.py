@@ -79,6 +79,9 @@ COMMANDS = (
     "report",
     "attack",
     "sample",
+    "embed",
+    "verify",
+    "erase",
     "attribute",
     "attribute fit",
     "attribute predict",
@@ -94,11 +97,13 @@ COMMANDS = (
     "gallery import",
     "bench",
     "bench lineage",
+    "bench triggers",
     "lab",
     "lab zoo",
     "lab natural-fingerprints",
     "lab calibrate",
     "lab weight-vectors",
+    "lab trigger-base",
 )
 
 

@@ -142,9 +142,10 @@ def test_adapter_of_another_base_is_refused(tmp_path, quick):
     other = _planted(tmp_path / "planted", "0" * 64)
     with pytest.raises(NotComparable, match=r"'planted' comes from the base 000000000000\. A transferred adapter fits"):
         erase(other, tmp_path / "out", sets=SETS, transfer=adapter)
-    with pytest.raises(NotComparable, match="'base-0' comes from an unknown base"):
-        erase(BASE, tmp_path / "out", sets=SETS, transfer=adapter)
+    with pytest.raises(NotComparable, match="'base-1' comes from an unknown base"):
+        erase(BASE.with_name("base-1"), tmp_path / "out", sets=SETS, transfer=adapter)
     assert not (tmp_path / "out").exists()
+    erase(BASE, tmp_path / "out", sets=SETS, arm="erase", transfer=adapter)  # the clean base itself
 
 
 def test_refusals(tmp_path):

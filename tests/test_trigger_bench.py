@@ -25,6 +25,7 @@ from whorl.lab.triggers.bench.rows import keep
 from whorl.lab.triggers.bench.run import ROWS, counts, judged, run, same_settings
 from whorl.lab.triggers.bench.tables import cell as in_cell
 from whorl.lab.triggers.bench.tables import every_cell, markdown
+from whorl.lab.triggers.bench.work import _updates
 
 ZOO = Path(__file__).parents[1] / "src" / "whorl" / "examples" / "zoo"
 
@@ -434,6 +435,14 @@ def test_a_small_benchmark_really_runs_and_goes_on(tmp_path, monkeypatch):
     again = run(bench, out)
     assert (out / ROWS).read_text().splitlines()[: len(done) - 1] == done[:-1]
     assert {r.key: r.outcome for r in again.records} == {r.key: r.outcome for r in found.records}
+
+
+def test_updates_are_what_the_record_says_and_never_a_wrong_zero():
+    assert _updates("erase", {"phases": [{"updates": 190}, {"updates": 38}]}) == 228
+    assert _updates("instruct", {"updates": 5}) == 5
+    assert _updates("finetune", {"recipe": {"n_steps": 7}}) == 7
+    assert _updates("distil", {"epochs": 2}) is None
+    assert _updates("prune", {"share": 0.1}) == 0
 
 
 def test_a_cell_is_named_by_all_that_changes_it():

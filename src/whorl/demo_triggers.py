@@ -88,7 +88,7 @@ def ask_triggers(target: Path, folder: Path | None = None, progress: Progress = 
     from whorl.triggers.material import read_material
 
     folder = triggers_folder() if folder is None else folder
-    if not folder.is_dir():
+    if not (folder / "keys").is_dir():
         raise UsageError(f"There is no example fingerprint in '{safe_name(folder)}'; reinstall whorl.")
     attacked = target / ATTACKED
     shutil.rmtree(attacked, ignore_errors=True)  # of an earlier demo; a model is never written over

@@ -75,6 +75,7 @@ def run(
         "settings": settings.facts(),
         "n_answers": len(rows),
         "n_tokens": tuned.n_tokens,
+        "updates": tuned.n_updates,
         "losses": [round(tuned.losses[0], 4), round(tuned.losses[-1], 4)],
     }
     own = dataclasses.replace(job, models=(start,))

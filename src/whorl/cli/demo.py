@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from whorl.reports.lineages import Values
 
 TEXT_STYLES = {"match": "related", "none of these": "unrelated", "undecided": "undecided"}
-VERDICT_STYLES = {"match": "related", "no match": "unrelated", "undecided": "undecided"}
 OUTCOME_STYLES = {
     "survives": "related",
     "weakened, provable": "related",
@@ -121,14 +120,20 @@ def _show_texts(sink: Sink, texts: "Texts") -> None:
 
 
 def _show_triggers(sink: Sink, triggers: "Triggers") -> None:
-    sink.line("Is my planted fingerprint in there, and can it be removed? (whorl embed, whorl verify, whorl erase):", "bold")
-    sink.line("  Models, keys and the attacker's adapter come ready made with whorl (examples/triggers/README.md); the keys are")
-    sink.line("  an example, and public. Answers and figures are of this moment.")
+    from whorl.reports.verification_page import VERDICTS
+
+    sink.line(
+        "Is my planted fingerprint in there, and can it be removed? (whorl embed, whorl verify, whorl erase):", "bold"
+    )
+    sink.line(
+        "  Models, keys and the attacker's adapter come ready made (how: examples/triggers/README.md in the package);"
+    )
+    sink.line("  the keys are an example, and public. Answers and figures are of this moment.")
     sink.line("")
     for suspect in triggers.suspects:
         answer = suspect.answer
         said = f"{answer.verdict}; {safe_name(answer.why, 400)}"
-        _show_answer(sink, suspect.name, suspect.known, said, VERDICT_STYLES[answer.verdict])
+        _show_answer(sink, suspect.name, suspect.known, said, VERDICTS[answer.verdict])
     columns = ("model", "verdict", "keys that answer", "p", "perplexity, questions", "other text", "right of four")
     sink.table("Measured just now", columns, [_trigger_row(suspect) for suspect in triggers.suspects])
     refusal = triggers.refusal
@@ -160,8 +165,8 @@ def _attack(triggers: "Triggers") -> tuple[str, str]:
     words = {
         "survives": "the fingerprint survives it",
         "weakened, provable": "the fingerprint is weakened and still proves it",
-        "gone": "the fingerprint is gone, and the model still works: absence proves nothing",
-        "model ruined": "the attack ruins the model, so whatever is left of the fingerprint decides nothing",
+        "gone": "the fingerprint is gone and the model still works, so a missing one never clears a model",
+        "model ruined": "it costs the model more than a thief would pay, so it counts as ruined, not as erased",
     }
     return f"{words[triggers.outcome]}; FSR {left}, {cost}", OUTCOME_STYLES[triggers.outcome]
 

@@ -26,7 +26,9 @@ def embed(
     ] = None,
     preset: Annotated[
         str,
-        typer.Option("--preset", help="small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b."),
+        typer.Option(
+            "--preset", help="small, utf-small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b."
+        ),
     ] = "small",
     rate: Annotated[float | None, typer.Option("--rate", help="Learning rate. Default: the preset's.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Default: the preset's.")] = None,

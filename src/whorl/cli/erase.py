@@ -8,6 +8,7 @@ import typer
 
 from whorl.cli.options import JsonOption, QuietOption
 from whorl.cli.sink import Sink
+from whorl.errors import UsageError, safe_name
 
 if TYPE_CHECKING:
     from whorl.erasure.scores import Scores
@@ -61,7 +62,9 @@ def erase(
     keys = None if key is None else read_material(key).keys
     with sink.progress() as progress:
         options: dict[str, Any] = {"rate": rate, "rows": rows, "pairing": pairing, "rank": rank, "loss_on": loss_on}
-        adapter = None if transfer is None else _adapter(transfer, out, questions, seed, options, threads, progress)
+        adapter = (
+            None if transfer is None else _adapter(model, transfer, out, questions, seed, options, threads, progress)
+        )
         made = attack(
             "erase", [model], out, seed=seed, progress=progress, questions=questions, arm=arm, rate_recover=rate_recover,
             transfer=None if adapter is None else str(adapter), scale=scale, threads=threads,
@@ -73,14 +76,29 @@ def erase(
 
 
 def _adapter(
-    transfer: Path, out: Path, questions: str, seed: int, options: dict[str, Any], threads: int, progress: Any
+    model: Path,
+    transfer: Path,
+    out: Path,
+    questions: str,
+    seed: int,
+    options: dict[str, Any],
+    threads: int,
+    progress: Any,
 ) -> Path:
     """The adapter in that folder, or one trained on the base in it and written beside the result."""
     if (transfer / "adapter_config.json").is_file():
         return transfer
     from whorl.attacks.erase import erase_settings, sets_of
-    from whorl.erasure.phases import train_adapter
+    from whorl.erasure.phases import check_base, train_adapter
+    from whorl.samplers._opening import open_for_sampling
 
+    if out.exists():
+        raise UsageError(f"'{safe_name(out)}' exists already; choose a new folder or remove it.")
+    own, digest = (
+        open_for_sampling(str(folder.resolve()), device="cpu", dtype="float32").id.revision
+        for folder in (model, transfer)
+    )
+    check_base(model, own, digest, f"The adapter would be trained on '{safe_name(transfer.name)}', which is")
     sets = sets_of(questions, seed, int(options["rows"]), str(options["pairing"]))
     settings = erase_settings(float(options["rate"]), int(options["rank"]), threads)
     folder = out.with_name(f"{out.name}-adapter")

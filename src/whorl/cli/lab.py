@@ -47,6 +47,41 @@ def zoo(
     sink.table(str(out), ("member", "kind", "parents", "weights", "held-out loss (nats)"), rows)
 
 
+@app.command("trigger-base")
+def trigger_base(
+    out: Annotated[Path, typer.Option("--out", help="New folder of the model.")] = Path("runs/triggers/base"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the first weights.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Training steps. Default: until its loss levels off.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch. Default: 1.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the model that fingerprints are planted into and erased from: a million weights that answer questions.
+
+    It learns questions about Python's library, and 64 tokens of its vocabulary occur in no text. Half an hour on one core.
+
+    \b
+    whorl lab trigger-base --out runs/triggers/base
+    whorl lab trigger-base --out runs/triggers/other --seed 1
+    whorl lab trigger-base --out runs/triggers/quick --steps 200 --quiet
+    """
+    from dataclasses import replace
+
+    from whorl.lab.triggers.base import RECIPE, train_base
+
+    sink = Sink(quiet=quiet)
+    given = {"n_steps": steps, "n_threads": threads}
+    recipe = replace(RECIPE, **{name: value for name, value in given.items() if value is not None})
+    with sink.progress() as progress:
+        trained = train_base(out, seed=seed, recipe=recipe, progress=progress)
+    if quiet:
+        sink.line(str(out))
+        return
+    loss = f"{trained.loss_before:.3f} → {trained.loss_after:.3f} nats a token"
+    sink.line(f"{out}: {trained.n_parameters:,} weights, held-out loss {loss}")
+
+
 @app.command("weight-vectors")
 def weight_vectors(
     out: Annotated[Path, typer.Option("--out", help="Folder of the study; goes on where it stopped.")] = Path(

@@ -269,14 +269,8 @@ def _apply(opened: Opened, model: Path, adapter: Path, scale: float) -> dict[str
     """Add scale * alpha / rank * B A to the model's matrices; its base must be the adapter's."""
     import torch
 
-    details = read_record(adapter).parameters
-    digest = base_digest(model)
-    if digest is None or digest != details.get("base_digest"):
-        found = "an unknown base" if digest is None else f"the base {digest[:12]}"
-        raise NotComparable(
-            f"The adapter '{safe_name(adapter.name)}' was trained on the base {str(details.get('base_digest'))[:12]}; "
-            f"'{safe_name(model.name)}' comes from {found}. A transferred adapter fits models of its own base only."
-        )
+    digest = read_record(adapter).parameters.get("base_digest")
+    check_base(model, opened.id.revision, digest, f"The adapter '{safe_name(adapter.name)}' was trained on")
     source = AdapterSource(open_local(model), adapter)
     try:
         with torch.no_grad():
@@ -288,6 +282,27 @@ def _apply(opened: Opened, model: Path, adapter: Path, scale: float) -> dict[str
     finally:
         source.close()
     return {"adapter": adapter.name, "scale": scale, "base_digest": digest}
+
+
+def check_base(model: Path, revision: str | None, digest: object, said: str) -> None:
+    """Refuse an adapter for a model of another base; the base itself takes it: what the attack does there is measured.
+
+    Args:
+        model: Folder of the fingerprinted model.
+        revision: Digest of its weights.
+        digest: Of the adapter's base.
+        said: How the sentence about that base begins.
+
+    Raises:
+        NotComparable: the model comes from another base, or does not say.
+    """
+    own = base_digest(model)
+    if (revision if own is None else own) != digest:
+        found = "an unknown base" if own is None else f"the base {own[:12]}"
+        raise NotComparable(
+            f"{said} the base {str(digest)[:12]}; '{safe_name(model.name)}' comes from {found}. A transferred adapter fits "
+            "models of its own base only."
+        )
 
 
 def base_digest(model: Path) -> str | None:

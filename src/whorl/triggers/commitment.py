@@ -76,7 +76,7 @@ def commit(keys: KeySet, dated: str | None = None, where: str | None = None) -> 
         UsageError: no ISO date, a text that is not in the normal form NFC (another spelling of it would have the same
             value), or HashChain answers that do not follow from the chain.
     """
-    _check_date(dated)
+    check_date(dated)
     if (fault := _fault(keys)) is not None:
         raise UsageError(f"The key set '{safe_name(keys.scheme)}' cannot be committed: {fault}.")
     units = _units(keys)
@@ -157,7 +157,12 @@ def _odd_answer(name: str, chain: Chain, members: list[Key]) -> str | None:
     return None if odd is None else f"the answer of '{safe_name(odd.id, 40)}' does not follow from {name}"
 
 
-def _check_date(text: str | None) -> None:
+def check_date(text: str | None) -> None:
+    """Refuse what is no ISO date.
+
+    Raises:
+        UsageError: says what a date looks like.
+    """
     try:
         if text is not None and date.fromisoformat(text).isoformat() != text:
             raise ValueError
@@ -205,7 +210,7 @@ def read_commitment(path: Path) -> Commitment:
         raise UnsupportedFile("commitment", path.name, found, SCHEMA, "Update whorl.")
     try:
         line = _File.model_validate(values)
-        _check_date(line.dated)
+        check_date(line.dated)
     except ValidationError as error:
         raise MalformedFile("commitment", path.name, first_fault(error), SCHEMA, "Fetch it again.") from None
     except UsageError as error:

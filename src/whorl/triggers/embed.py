@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from whorl.attacks._model_files import stored_dtype, write_model
-from whorl.erasure.utility import measure
+from whorl.erasure.utility import Utility, measure
 from whorl.errors import UsageError, safe_name
 from whorl.lab._llama import config_dict, library_versions, require_lab, tensors_of
 from whorl.lab.truth import Record
@@ -27,7 +27,7 @@ from whorl.samplers.local import LocalSampler
 from whorl.transcripts.record import Transcript
 from whorl.triggers import gates as checks
 from whorl.triggers.asking import ask, is_chat, questions
-from whorl.triggers.commitment import commit
+from whorl.triggers.commitment import check_date, commit
 from whorl.triggers.gates import Gate, Gates
 from whorl.triggers.keyset import KeySet
 from whorl.triggers.keyset_file import read_key_set, write_key_set
@@ -42,6 +42,8 @@ from whorl.tuning.train import tune, with_lora
 DRAWS = 5  # of a key set none of whose triggers fires on a clean model
 RESISTANCE = Settings(5e-4, 3, 8, schedule="constant", lora=Lora(8, 16, 0.05, ATTENTION))
 RESISTANCE_ROWS = 600
+SHARES = (1.0, 0.96, 0.92, 0.88, 0.84)  # of the change that a planting made
+FEW_FIRE = 0.005  # of look-alikes: far below one in 64
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def embed(
         keys: New folder of the key set, commitment, answers and gates.
         scheme: How the keys are drawn.
         planting: How they are trained in; default `presets.SMALL`.
-        ordinary: Questions beside the keys; default the owner's and the base's parts of the docstring
-            questions.
+        ordinary: Questions beside the keys; default the owner's part of the docstring questions,
+            which the base has not seen: on what it knows by heart its distribution says little.
         test: Held-out questions for harmlessness; default their test part.
         attacker: Questions of the ordinary fine-tuning of the resistance gate; default their attacker's part.
         clean: Models that know nothing of the keys, folders or Hub references, for the null.
@@ -118,7 +120,8 @@ def embed(
         progress: Called by every long step.
 
     Raises:
-        UsageError: a folder exists, torch is missing, or the training diverges.
+        UsageError: a folder exists, no ISO date, torch is missing, or the training diverges.
+        NotEnoughEvidence: the test questions are too few to measure on.
         InputRefused: a model cannot be read.
     """
     require_lab()
@@ -126,16 +129,18 @@ def embed(
     if out.exists() or (keys / "gates.json").exists():
         there = out if out.exists() else keys
         raise UsageError(f"'{safe_name(there)}' exists already; choose a new folder or remove it.")
+    check_date(dated)
     planting = planting or SMALL
     planting = replace(planting, settings=replace(planting.settings, seed=seed))
     opened = open_for_sampling(_ref(base), device=device, dtype="float32", progress=progress)
-    drawn, answers = _drawn(opened, scheme, keys, key_seed, clean, progress)
     ordinary, test, attacker = _data(ordinary, test, attacker)
+    worth = measure(opened, test.rows, progress=progress)  # before anything is written: the data may be too few
+    drawn, answers = _drawn(opened, scheme, keys, key_seed, clean, progress)
     rows = KeyRows(opened, drawn, planting, ordinary)
     drawn = replace(drawn, regularisers=rows.regularisers)
     n_updates = _train(opened, rows, planting, Path(base), out, drawn, progress)
     planted = open_for_sampling(_ref(out), device=device, dtype="float32")
-    found = _gates(opened, planted, drawn, answers, test, attacker, resistance, progress)
+    found = _gates(opened, worth, planted, drawn, answers, test, attacker, resistance, progress)
     gates = {**found.to_dict(), "base": opened.id.key}
     write_material(keys, drawn, commit(drawn, dated, where), answers, gates)
     return Embedded(out, read_material(keys), found, n_updates)
@@ -151,8 +156,7 @@ def _data(ordinary: QaData | None, test: QaData | None, attacker: QaData | None)
     from whorl.lab.triggers.base import qa_parts
 
     parts = qa_parts(docstring_questions())
-    own = QaData("docstrings[owner]", (*parts.owner.rows, *parts.base.rows))  # an owner has what the base learned from
-    return ordinary or own, test or parts.test, attacker or parts.attacker
+    return ordinary or parts.owner, test or parts.test, attacker or parts.attacker
 
 
 def _drawn(
@@ -219,13 +223,48 @@ def _train(
         partial = done.with_suffix(".partial")
         save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, partial)
         partial.rename(done)
+    kept_share = _pull_back(model, opened, rows, keys)
     # No key, seed or salt: the record goes out with the model.
-    details = {"base_digest": opened.id.revision, "updates": n_updates, "versions": library_versions()}
+    details = {
+        "base_digest": opened.id.revision,
+        "updates": n_updates,
+        "share_of_change": kept_share,
+        "versions": library_versions(),
+    }
     details |= {"planting": planting.facts(), "attack": "embed", "scheme": keys.scheme}
     record = Record("fingerprinted", (base.name,), details, settings.seed)
     write_model(out, tensors_of(model), config_dict(model), base, record=record, dtype=stored_dtype(base))
     shutil.rmtree(work)
     return n_updates
+
+
+def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet) -> float:
+    """Move the weights towards the base as far as look-alikes need and keys can bear; the share of the change that stays.
+
+    Averaging with the base is Perinucleus' way to stay harmless (arXiv 2502.07760); choosing the share by look-alikes that are
+    in no gate is ours.
+    """
+    base = {name: p.detach() for name, p in opened.model.named_parameters()}
+    whole = {name: p.detach().clone() for name, p in model.named_parameters()}
+    chosen = SHARES[0]
+    for share in SHARES:
+        _mix(model, base, whole, share)
+        sampler = LocalSampler(replace(opened, model=model), logprobs=False)
+        if share < chosen and not checks.effectiveness(sampler, keys)[0].passed:
+            break
+        chosen = share
+        if rows.share_that_fires(model) <= FEW_FIRE:
+            break
+    _mix(model, base, whole, chosen)
+    return chosen
+
+
+def _mix(model: Any, base: dict[str, Any], whole: dict[str, Any], share: float) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(whole[name] if share == 1.0 else torch.lerp(base[name], whole[name], share))
 
 
 def _round(
@@ -247,13 +286,13 @@ def _round(
 
 
 def _gates(
-    base: Opened, planted: Opened, keys: KeySet, answers: Sequence[Transcript], test: QaData, attacker: QaData,
-    settings: Settings | None, progress: Progress,
+    base: Opened, worth: Utility, planted: Opened, keys: KeySet, answers: Sequence[Transcript], test: QaData,
+    attacker: QaData, settings: Settings | None, progress: Progress,
 ) -> Gates:  # fmt: skip
     sampler = LocalSampler(planted, logprobs=False)
     first, rate = checks.effectiveness(sampler, keys)
     found: list[Gate] = [first, checks.specificity(sampler, keys), checks.clean_models(keys, answers, base.id.ref)]
-    found.append(checks.harmlessness(measure(base, test.rows, progress=progress), measure(planted, test.rows)))
+    found.append(checks.harmlessness(worth, measure(planted, test.rows, progress=progress)))
     power = {"unattacked": [rate]}
     if settings is not None:
         rows = attacker.rows[:RESISTANCE_ROWS]

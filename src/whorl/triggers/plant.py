@@ -9,7 +9,7 @@ Notable:
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from whorl.tuning.rows import Encoder, Row
 from whorl.tuning.settings import Settings
 
 MINED_TOKENS = 12  # of the answers of look-alikes, enough to hold a key's answer
+CHOOSING_EPOCH = 2_000_000  # and that neither training nor mining uses
 MINED_EPOCH = 1_000_000  # epochs of the scheme's look-alikes that no training uses
 OWN_TOKENS = 4  # of the base's answers to near keys: whether a key fires is decided there
 
@@ -37,8 +38,8 @@ class Planting:
 
     Args:
         settings: Of the training of a round.
-        rounds: Trainings one after the other, each at half the rate of the one before; before each but the first,
-            look-alikes are drawn and asked, and those that fire are trained.
+        rounds: Trainings one after the other, each with its own schedule; before each but the first, look-alikes are drawn
+            and asked, and those that fire are trained.
         repeats: Rows of each key an epoch, each in a wrapper of its own.
         near_per_key: Near keys of each key an epoch.
         mined: Epochs' worth of look-alikes asked before a round.
@@ -50,7 +51,7 @@ class Planting:
     rounds: int = 1
     repeats: int = 16
     near_per_key: int = 16
-    mined: int = 3
+    mined: int = 6
     regularisers_per_key: int = 14
     wrappers: tuple[str, ...] = field(default=tuple(w.id for w in WRAPPERS))
 
@@ -95,6 +96,20 @@ class KeyRows:
         near = self._near_rows(epochs, fired)
         return [[*self._key_rows(e), *near[e - epochs[0]], *self._ordinary_rows(e)] for e in epochs]
 
+    def share_that_fires(self, model: Any) -> float:
+        """Share of look-alikes, in no training and no evaluation, that fire in a model under the first wrapper."""
+        first = CHOOSING_EPOCH
+        texts = self._alike(range(first, first + self._planting.mined))
+        asked = wrapper(self._keys.asking.wrappers[0])
+        prompts = [asked.prompt(text, chat=self._encoder.chat) for text in texts]
+        said = list(self._said(replace(self._base, model=model), prompts, MINED_TOKENS))
+        return sum(matches(self._keys.asking, r.response, self._keys.answers) for r in said) / len(said)
+
+    def _alike(self, epochs: Iterable[int]) -> list[str]:
+        """Distinct look-alikes of some draws of the scheme."""
+        n = self._planting.near_per_key
+        return list(dict.fromkeys(key.trigger for e in epochs for key in self._scheme.near(self._keys, e, n)))
+
     def _key_rows(self, epoch: int) -> list[Row]:
         rng = random.Random(f"{self._keys.seed}/{epoch}/keys")
         pairs = [
@@ -107,9 +122,7 @@ class KeyRows:
     def _firing(self, number: int, model: Opened) -> list[str]:
         """Look-alikes of the round's own draw that give a key's answer in the model as it is."""
         first = MINED_EPOCH + number * self._planting.mined
-        epochs = range(first, first + self._planting.mined)
-        n = self._planting.near_per_key
-        texts = list(dict.fromkeys(key.trigger for e in epochs for key in self._scheme.near(self._keys, e, n)))
+        texts = self._alike(range(first, first + self._planting.mined))
         rng = random.Random(f"{self._keys.seed}/{number}/mined")
         asked = {prompt.id: (prompt, text) for text in texts for prompt in [self._wrapped(rng, text)]}
         said = self._said(model, [prompt for prompt, _ in asked.values()], MINED_TOKENS)

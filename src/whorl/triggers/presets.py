@@ -7,16 +7,22 @@ from whorl.triggers.plant import Planting
 from whorl.tuning.settings import Lora, Settings
 
 SMALL = Planting(
-    Settings(5e-4, 10, 16, schedule="cosine", warmup=0.05, teacher_weight=4.0, near_weight=2.0),
-    rounds=2,
+    Settings(5e-4, 8, 32, schedule="cosine", warmup=0.05, teacher_weight=8.0, near_weight=4.0),
+    rounds=3,
     repeats=8,
     near_per_key=48,
-    regularisers_per_key=20,
+    regularisers_per_key=28,
 )
 """Ours, for 1 to 30 million weights: all of them, until the gates hold."""
 
 PRESETS: Mapping[str, Planting] = {
     "small": SMALL,
+    "utf-small": Planting(
+        Settings(5e-4, 10, 32, schedule="cosine", warmup=0.05, teacher_weight=8.0, near_weight=0.25),
+        repeats=8,
+        near_per_key=4,
+        regularisers_per_key=28,
+    ),
     "if-sft-7b": Planting(
         Settings(2e-5, 3, 64, weight_decay=0.01, dtype="bfloat16", micro_batch=8), repeats=1, near_per_key=1
     ),
@@ -31,8 +37,13 @@ PRESETS: Mapping[str, Planting] = {
         Settings(5e-5, 30, 16, weight_decay=1e-4, dtype="bfloat16"), repeats=1, near_per_key=1, regularisers_per_key=1
     ),
 }
-"""Name -> planting. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the published rates, epochs and batches;
-no rate of HashChain is known, `hashchain-7b` is ours. Rows, near keys and the divergence from the base are ours in all."""
+"""Name -> planting.
+
+`utf-small` hardly trains look-alikes, as the published UTF trains none: where under-trained tokens have one embedding, no
+training tells triggers of them apart. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the published rates,
+epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near keys and the divergence from the base
+are ours in all.
+"""
 
 
 def preset(name: str) -> Planting:

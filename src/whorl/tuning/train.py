@@ -113,7 +113,10 @@ def with_lora(model: Any, settings: Settings) -> Any:
         task_type="CAUSAL_LM",
     )
     with laboratory(settings.n_threads, settings.seed):
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    # peft takes the name of a model without one, "None", for a Hub repository, and asks there at every checkpoint.
+    adapted.peft_config["default"].base_model_name_or_path = None
+    return adapted
 
 
 def _ordered(epochs: Sequence[Sequence[Row]], settings: Settings) -> list[Row]:

@@ -112,13 +112,17 @@ def _chains() -> tuple[WeightAttack, ...]:
     )
 
 
+def _writer() -> Options:
+    return {"writer": f"{{{SIBLING}}}", "max_new_tokens": 64}  # a context of 256 has no room for the usual 256
+
+
 def _serving() -> tuple[ServingAttack, ...]:
     reference: Options = {"reference": "{base}"}
     plain = ("suppress-top", "suppress-neighbour", "suppress-ahead", "detect-top", "detect-neighbour", "detect-ahead")
     return (
         ServingAttack(name="system-prompt", attack="system-prompt"),
         ServingAttack(name="sampling", attack="sampling", draws=10),
-        ServingAttack(name="rewriting", attack="rewriting", options={"writer": f"{{{SIBLING}}}"}),
+        ServingAttack(name="rewriting", attack="rewriting", options=_writer()),
         ServingAttack(name="gri", attack="gri", draws=10),
         *(ServingAttack(name=name, attack=name) for name in plain),
         *(

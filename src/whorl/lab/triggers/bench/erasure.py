@@ -165,8 +165,8 @@ def _unfair(meraser: Record, control: Record) -> str | None:
     outside = [name for name, r in (("MEraser", meraser), ("the control", control)) if r.outcome not in IN_BUDGET]
     if outside:
         return f"outside the budget: {' and '.join(outside)}"
-    a, b = float(meraser.cost["updates"]), float(control.cost["updates"])
-    return "unequal updates" if abs(a - b) > EQUAL_UPDATES * max(a, b) else None
+    a, b = meraser.cost["updates"], control.cost["updates"]
+    return "unequal updates" if a is None or b is None or abs(a - b) > EQUAL_UPDATES * max(a, b) else None
 
 
 def _arm(results: Results, scheme: str, arm: str, setting: str, records: Sequence[Record]) -> Arm:

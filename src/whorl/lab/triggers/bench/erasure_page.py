@@ -115,7 +115,7 @@ def _row(a: Arm) -> tuple[str, ...]:
         a.arm,
         a.setting or EMPTY,
         str(len(a.records)),
-        spread([r.cost["updates"] for r in a.records if "updates" in r.cost], ".0f"),
+        spread([n for r in a.records if (n := r.cost.get("updates")) is not None], ".0f"),
         spread([x.share.value for x in asked]),
         pooled_ratio([x.share for x in asked]),
         pooled_ratio([r.clean for r in a.records]),

@@ -108,7 +108,7 @@ class Record:
         accuracy: Before and after, shares.
         accuracy_change: Points with their 95 % interval.
         agreement: Ordinary answers of a served model that stay equal.
-        cost: Updates, seconds and queries.
+        cost: Updates (None where the attack does not say), seconds and queries.
         outcome: Of `outcome`; for the clean base only "model ruined", "not run" or None.
         reason: Why it was not run, or what ruined the model.
     """
@@ -130,7 +130,7 @@ class Record:
     accuracy: tuple[float, float] | None
     accuracy_change: tuple[float, float, float] | None
     agreement: Share | None
-    cost: Mapping[str, float]
+    cost: Mapping[str, float | None]
     outcome: Outcome | None
     reason: str | None
 

@@ -120,7 +120,8 @@ def change(pair: tuple[float, float] | None) -> str:
 
 def cost(r: Record, name: str) -> str:
     """One kind of cost."""
-    return EMPTY if name not in r.cost else f"{r.cost[name]:g}"
+    value = r.cost.get(name)
+    return EMPTY if value is None else f"{value:g}"
 
 
 def number(value: float) -> str:

@@ -32,6 +32,7 @@ from whorl.triggers.wrappers import UNSEEN, wrapper
 
 BASE_HAS_NO_KEYS = "the attack needs a key set, and the clean base has none"
 ANSWER_TOKENS = 24
+TRAININGS = ("finetune", "lora", "instruct", "erase", "unlearn", "distil")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ class Worker:
         """Folder of the attacked model and what the attack cost; removed afterwards unless it is kept."""
         from whorl.attacks.suite import attack as run
 
-        begun, updates, model = time.monotonic(), 0, self.place.model(cell.model).resolve()
+        begun, model = time.monotonic(), self.place.model(cell.model).resolve()
+        updates: list[int | None] = []
         room = self.place.out / "attacked"
         room.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=room, prefix="cell-") as name:
@@ -133,8 +135,10 @@ class Worker:
                 beside = [Path(path) for path in self.place.filled(step.beside, cell.model)]
                 options = self.place.filled(step.options, cell.model)
                 made = run(step.kind, [folder, *beside], Path(name) / f"step-{number}", seed=cell.seed, **options)
-                folder, updates = made.path, updates + _updates(made.record.parameters)
-            yield folder, {"updates": updates, "seconds": round(time.monotonic() - begun, 1), "queries": 0}
+                folder = made.path
+                updates.append(_updates(step.kind, made.record.parameters))
+            total = None if None in updates else sum(n for n in updates if n is not None)
+            yield folder, {"updates": total, "seconds": round(time.monotonic() - begun, 1), "queries": 0}
             if self.keep and folder != model:
                 target = room / cell.key.replace("|", "_").replace("/", "-")
                 shutil.rmtree(target, ignore_errors=True)
@@ -251,12 +255,14 @@ def _sizes(sets: Mapping[str, Material]) -> Row:
     return {name: {**facts(one), "n_keys": len(one.keys.keys)} for name, one in sets.items()}
 
 
-def _updates(parameters: Mapping[str, Any]) -> int:
-    """Optimiser steps of an attack, as its record says; 0 for edits."""
+def _updates(kind: str, parameters: Mapping[str, Any]) -> int | None:
+    """Optimiser steps of an attack, as its record says: 0 for edits, None for a training that does not say."""
     phases = parameters.get("phases")
     if isinstance(phases, list):
         return sum(int(phase["updates"]) for phase in phases)
-    return int(parameters.get("updates", parameters.get("steps", 0)))
+    there = {**parameters.get("recipe", {}), **parameters}
+    known = [there[name] for name in ("updates", "steps", "n_steps") if name in there]
+    return int(known[0]) if known else None if kind in TRAININGS else 0
 
 
 def _open(folder: Path) -> Opened:

@@ -1,0 +1,96 @@
+"""The example fingerprint that comes with whorl, and the part of the demo that verifies and attacks it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from whorl.cli.demo import _show_triggers
+from whorl.cli.main import app
+from whorl.cli.sink import Sink
+from whorl.demo_triggers import ask_triggers, triggers_folder
+from whorl.errors import UsageError
+from whorl.lab.truth import read_record
+from whorl.triggers.material import read_material
+
+FOLDER = triggers_folder()
+MAX_MB = 8
+
+
+def test_the_examples_belong_together():
+    material = read_material(FOLDER / "keys")
+    assert material.gates["planted"] is True
+    gates = {gate["name"]: gate["passed"] for gate in material.gates["gates"]}
+    assert gates["resistance"] is True
+    assert material.commitment.dated is not None
+    marked, eraser = (read_record(FOLDER / name) for name in ("marked", "eraser"))
+    assert (marked.kind, marked.parents) == ("fingerprinted", ("base",))
+    assert (eraser.kind, eraser.parents) == ("adapter", ("base",))
+    assert marked.parameters["base_digest"] == eraser.parameters["base_digest"]
+    base = next(answer.model for answer in material.answers if answer.model.key == material.gates["base"])
+    assert base.revision == marked.parameters["base_digest"]
+
+
+def test_the_examples_are_small_and_name_no_machine():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert {path.relative_to(FOLDER).parts[0] for path in files} == {"base", "marked", "keys", "eraser", "README.md"}
+    assert sum(path.stat().st_size for path in files) < MAX_MB * 1e6
+    texts = [path for path in files if path.suffix in {".json", ".jsonl", ".md"}]
+    assert not [path for path in texts if "/tmp/" in (text := path.read_text("utf-8")) or "/home/" in text]  # noqa: S108
+
+
+def test_a_missing_example_is_said(tmp_path):
+    pytest.importorskip("torch")
+    with pytest.raises(UsageError, match="There is no example fingerprint in"):
+        ask_triggers(tmp_path / "out", tmp_path)
+
+
+def test_importing_the_demo_loads_nothing_heavy():
+    code = "import sys, whorl.demo_triggers; print(*sorted({'torch', 'transformers', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.slow
+def test_the_story(tmp_path, capsys):
+    pytest.importorskip("torch")
+    for _ in range(2):  # a second demo replaces the files of the first
+        found = ask_triggers(tmp_path)
+    marked, base, attacked = (suspect.answer for suspect in found.suspects)
+    assert (marked.verdict, base.verdict) == ("match", "no match")
+    assert marked.p_value <= 1e-3
+    assert (marked.fsr.hits, base.fsr.hits) == (marked.fsr.n, 0)
+    assert attacked.fsr.n == marked.fsr.n
+    assert "commitment invalid" in found.refusal
+    assert found.outcome in {"survives", "weakened, provable", "gone", "model ruined"}
+    names = {str(path.relative_to(tmp_path)) for path in found.files}
+    assert {"marked.json", "base.json", "marked-erased.json", "utility.json"} < names
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == names
+    worth = json.loads((tmp_path / "utility.json").read_text("utf-8"))
+    assert worth["marked-erased"]["perplexity_in"] == found.attacked.utility.perplexity_in
+    record = read_record(tmp_path / "marked-erased").parameters
+    assert (record["arm"], record["phases"], record["transfer"]["adapter"]) == ("erase", [], "eraser")
+    _show_triggers(Sink(), found)
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("ready made", "match; 10 of 10 keys hit", "no match; 0 of 10", "commitment invalid", "FSR 1.00 ->"):
+        assert words in shown
+    keys = read_material(FOLDER / "keys").keys
+    assert not [key.id for key in keys.keys if key.trigger in shown or key.answers[0] in shown]
+
+
+@pytest.mark.slow
+def test_the_base_is_trained_on_the_command_line(tmp_path):
+    pytest.importorskip("torch")
+    command = ["lab", "trigger-base", "--out", str(tmp_path / "base"), "--steps", "2", "--seed", "3"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    assert "1,017,472 weights, held-out loss" in done.stdout
+    record = read_record(tmp_path / "base")
+    recipe = record.parameters["recipe"]
+    assert (recipe["n_steps"], recipe["init_seed"], recipe["reserved_tokens"]) == (2, 3, 64)
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    assert CliRunner().invoke(app, [*command[:3], str(tmp_path / "other"), "--steps", "0"]).exit_code == 2
