@@ -136,6 +136,7 @@ def _show_triggers(sink: Sink, triggers: "Triggers") -> None:
         _show_answer(sink, suspect.name, suspect.known, said, VERDICTS[answer.verdict])
     columns = ("model", "verdict", "keys that answer", "p", "perplexity, questions", "other text", "right of four")
     sink.table("Measured just now", columns, [_trigger_row(suspect) for suspect in triggers.suspects])
+    sink.line("")
     refusal = triggers.refusal
     noticed = "accepted: nobody noticed, which must not happen" if refusal is None else safe_name(refusal, 400)
     _show_answer(sink, "the secret key set", "one byte of it changed", noticed, "undecided")

@@ -43,6 +43,7 @@ DRAWS = 5  # of a key set none of whose triggers fires on a clean model
 RESISTANCE = Settings(5e-4, 3, 8, schedule="constant", lora=Lora(8, 16, 0.05, ATTENTION))
 RESISTANCE_ROWS = 600
 SHARES = (1.0, 0.96, 0.92, 0.88, 0.84)  # of the change that a planting made
+SURE = 0.95  # FSR at the key set's temperature
 FEW_FIRE = 0.005  # of look-alikes: far below one in 64
 
 
@@ -250,13 +251,18 @@ def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet) -> float
     for share in SHARES:
         _mix(model, base, whole, share)
         sampler = LocalSampler(replace(opened, model=model), logprobs=False)
-        if share < chosen and not checks.effectiveness(sampler, keys)[0].passed:
+        if share < chosen and not _bears(checks.effectiveness(sampler, keys)[0]):
             break
         chosen = share
         if rows.share_that_fires(model) <= FEW_FIRE:
             break
     _mix(model, base, whole, chosen)
     return chosen
+
+
+def _bears(gate: Gate) -> bool:
+    """Whether the keys hold with room to spare: the gate asks again, with other draws."""
+    return bool(gate.passed) and gate.values["fsr_sampled"] >= SURE
 
 
 def _mix(model: Any, base: dict[str, Any], whole: dict[str, Any], share: float) -> None:
