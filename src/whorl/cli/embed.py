@@ -27,7 +27,7 @@ def embed(
     preset: Annotated[
         str,
         typer.Option(
-            "--preset", help="small, utf-small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b."
+            "--preset", help="small, published-small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b."
         ),
     ] = "small",
     rate: Annotated[float | None, typer.Option("--rate", help="Learning rate. Default: the preset's.")] = None,

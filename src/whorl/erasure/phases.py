@@ -142,6 +142,7 @@ def erase(
         "attack": "erase",
         "arm": arm,
         "loss_on": loss_on,
+        "longest": room_of(opened),
         "sets": dict(sets.manifest),
         "phases": [phase.facts() for phase in phases],
         **facts,
@@ -201,12 +202,20 @@ def _train(
 
 
 def encode(encoder: Encoder, rows: Sequence[QaRow], separator: str, loss_on: LossOn) -> list[Row]:
-    """Question, separator and answer as they stand, without template or end token, cut at 256 tokens each."""
+    """Question, separator and answer as they stand, without template or end token, cut at 256 tokens each.
+
+    In a context of fewer than 512 tokens each gets half of it.
+    """
     target: Target = "all" if loss_on == "all" else "answer"
     room = min(LONGEST, encoder.n_context) // 2
     asked = encoder.text([f"{row.question}{separator}" for row in rows])
     said = encoder.text([row.answer for row in rows])
     return [Row(q[:room], a[:room], target) for q, a in zip(asked, said, strict=True) if q and a]
+
+
+def room_of(opened: Opened) -> int:
+    """Tokens of a question, and of an answer, at most."""
+    return min(LONGEST, Encoder(opened).n_context) // 2
 
 
 # -- transfer --------------------------------------------------------------------------------------------------------
@@ -272,16 +281,20 @@ def _apply(opened: Opened, model: Path, adapter: Path, scale: float) -> dict[str
     digest = read_record(adapter).parameters.get("base_digest")
     check_base(model, opened.id.revision, digest, f"The adapter '{safe_name(adapter.name)}' was trained on")
     source = AdapterSource(open_local(model), adapter)
+    n_changed = 0
     try:
         with torch.no_grad():
             for name, parameter in opened.model.named_parameters():
                 parts = source.factors(name)
                 if parts is not None:
                     b, a, own = parts
-                    parameter.add_(torch.from_numpy(scale * own * (b @ a)))
+                    parameter.add_(torch.from_numpy(scale * own * (b @ a)).to(parameter))
+                    n_changed += 1
     finally:
         source.close()
-    return {"adapter": adapter.name, "scale": scale, "base_digest": digest}
+    if not n_changed:
+        raise NotComparable(f"The adapter '{safe_name(adapter.name)}' changes no matrix of '{safe_name(model.name)}'.")
+    return {"adapter": adapter.name, "scale": scale, "base_digest": digest, "matrices": n_changed}
 
 
 def check_base(model: Path, revision: str | None, digest: object, said: str) -> None:

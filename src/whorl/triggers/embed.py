@@ -7,6 +7,7 @@ checkpoint, and what is released is what was committed.
 """
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from whorl._atomic import write_text
 from whorl.attacks._model_files import stored_dtype, write_model
 from whorl.erasure.utility import Utility, measure
 from whorl.errors import UsageError, safe_name
@@ -27,7 +29,7 @@ from whorl.samplers.local import LocalSampler
 from whorl.transcripts.record import Transcript
 from whorl.triggers import gates as checks
 from whorl.triggers.asking import ask, is_chat, questions
-from whorl.triggers.commitment import check_date, commit
+from whorl.triggers.commitment import check_date, commit, pool_digest
 from whorl.triggers.gates import Gate, Gates
 from whorl.triggers.keyset import KeySet
 from whorl.triggers.keyset_file import read_key_set, write_key_set
@@ -35,10 +37,12 @@ from whorl.triggers.material import KEYS, Material, read_material, write_materia
 from whorl.triggers.plant import KeyRows, Planting, ordinary_rows
 from whorl.triggers.presets import SMALL
 from whorl.triggers.schemes import Scheme, fresh_seed
+from whorl.triggers.schemes._pool import MAX_SEED
 from whorl.tuning.rows import Row
 from whorl.tuning.settings import ATTENTION, Lora, Settings
 from whorl.tuning.train import tune, with_lora
 
+REDRAW = 1_000_003  # to the seed of the next draw; neighbouring seeds belong to other plantings
 DRAWS = 5  # of a key set none of whose triggers fires on a clean model
 RESISTANCE = Settings(5e-4, 3, 8, schedule="constant", lora=Lora(8, 16, 0.05, ATTENTION))
 RESISTANCE_ROWS = 600
@@ -107,8 +111,8 @@ def embed(
         keys: New folder of the key set, commitment, answers and gates.
         scheme: How the keys are drawn.
         planting: How they are trained in; default `presets.SMALL`.
-        ordinary: Questions beside the keys; default the owner's part of the docstring questions,
-            which the base has not seen: on what it knows by heart its distribution says little.
+        ordinary: Questions beside the keys; default the owner's part of the docstring questions:
+            the base has not seen these questions, and on what it knows by heart its distribution says little.
         test: Held-out questions for harmlessness; default their test part.
         attacker: Questions of the ordinary fine-tuning of the resistance gate; default their attacker's part.
         clean: Models that know nothing of the keys, folders or Hub references, for the null.
@@ -177,7 +181,7 @@ def _drawn(
         answers = _answers(opened, found, clean, progress)
         if checks.clean_models(found, answers, opened.id.ref).passed:
             break
-        seed += 1
+        seed = (seed + REDRAW) % MAX_SEED
     folder.mkdir(parents=True, exist_ok=True)
     write_key_set(folder / KEYS, found)
     return found, answers
@@ -205,7 +209,7 @@ def _train(
     from safetensors.torch import load_file, save_file
 
     work, settings = out.with_name(f"{out.name}.training"), planting.settings
-    work.mkdir(parents=True, exist_ok=True)
+    _same_work(work, {"planting": planting.facts(), "base": opened.id.revision, "pool": pool_digest(keys)})
     model = copy.deepcopy(opened.model)
     n_updates = 0
     for number in range(planting.rounds):
@@ -237,6 +241,23 @@ def _train(
     write_model(out, tensors_of(model), config_dict(model), base, record=record, dtype=stored_dtype(base))
     shutil.rmtree(work)
     return n_updates
+
+
+def _same_work(work: Path, facts: dict[str, Any]) -> None:
+    """Begin a folder of finished rounds, or go on with one of the same planting.
+
+    Raises:
+        UsageError: it belongs to another planting.
+    """
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "planting.json"
+    if path.is_file() and path.read_text("utf-8") != text:
+        raise UsageError(
+            f"'{safe_name(work.name)}' holds an interrupted planting of other keys, settings or another base; go on with "
+            "those, or remove it."
+        )
+    write_text(path, text)
 
 
 def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet) -> float:

@@ -142,9 +142,8 @@ def clean_models(keys: KeySet, answers: Iterable[Transcript], base: str) -> Gate
             {"model": records[0].model.ref, "hits": n_hits, "keys": n_keys, "near": count(found, "near", fired=True)[0]}
         )
     others = sum(rate["model"] != base for rate in rates)
-    text = (
-        f"{len(fired)} keys or decoys fire on the base or on {others} clean models (none may); "
-        f"{N_CLEAN_MODELS} clean models are needed for a measured null"
+    text = f"{len(fired)} keys or decoys fire on the base or on {others} clean models (none may)" + (
+        "" if others >= N_CLEAN_MODELS else f"; a measured null needs {N_CLEAN_MODELS} of them (--clean)"
     )
     return Gate("clean models", not fired, True, text, {"fired": sorted(fired), "rates": rates})
 

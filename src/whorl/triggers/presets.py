@@ -17,8 +17,8 @@ SMALL = Planting(
 
 PRESETS: Mapping[str, Planting] = {
     "small": SMALL,
-    "utf-small": Planting(
-        Settings(5e-4, 10, 32, schedule="cosine", warmup=0.05, teacher_weight=8.0, near_weight=0.25),
+    "published-small": Planting(
+        Settings(5e-4, 30, 32, schedule="cosine", warmup=0.05, teacher_weight=8.0, near_weight=0.25),
         repeats=8,
         near_per_key=4,
         regularisers_per_key=28,
@@ -39,8 +39,8 @@ PRESETS: Mapping[str, Planting] = {
 }
 """Name -> planting.
 
-`utf-small` hardly trains look-alikes, as the published UTF trains none: where under-trained tokens have one embedding, no
-training tells triggers of them apart. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the published rates,
+`published-small` hardly trains look-alikes, as IF-SFT and UTF are published: keys are learned sooner, and text of their kind
+fires too, which the specificity gate says. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the published rates,
 epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near keys and the divergence from the base
 are ours in all.
 """

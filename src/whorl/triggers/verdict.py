@@ -145,9 +145,9 @@ class Nulls:
 
     def beyond_grinding(self, hits: int) -> bool:
         """Whether nobody could have found keys with so many hits by trying salts."""
-        return (
-            self.answer_list is not None and design_p(hits, self.n_keys, self.answer_list, self.samples) <= UNGRINDABLE
-        )
+        if self.answer_list is None:
+            return False
+        return design_p(hits, self.n_keys, self.answer_list, self.samples) * self.n_choices <= UNGRINDABLE
 
     def power(self, rate: float, alpha: float) -> float:
         """Chance of a match when each answered key hits at a rate, keys independent and decoys as they were."""

@@ -48,7 +48,8 @@ class Settings:
         teacher_weight: Weight of the divergence from the teacher on its rows, beside the cross-entropy.
         near_weight: The same on look-alikes.
         seed: Of the order of rows, the adapter and its dropout.
-        micro_batch: Rows that go through the model at once; None: the batch.
+        micro_batch: Rows that go through the model at once; None: the batch. The means of the loss are taken in each part, so
+            that rows in a part with few tokens weigh more.
         dtype: "float32", or "bfloat16" or "float16" under autocast.
         n_threads: Threads of torch; sums depend on it in the last digits.
     """

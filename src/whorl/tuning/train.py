@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from whorl.errors import UsageError
@@ -79,8 +80,8 @@ def tune(
     flat = _ordered(epochs, settings)
     if any(row.target in {"teacher", "look-alike"} for row in flat) and teacher is None and settings.lora is None:
         raise UsageError("Rows with a teacher need one: give the model before the training.")
-    with laboratory(settings.n_threads, settings.seed), quiet():
-        trainer = _trainer(model, flat, settings, teacher, checkpoints, name, progress)
+    with laboratory(settings.n_threads, settings.seed), quiet(), TemporaryDirectory() as scratch:
+        trainer = _trainer(model, flat, settings, teacher, checkpoints, Path(scratch), name, progress)
         _run(trainer, checkpoints)
     model.eval()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -147,6 +148,7 @@ def _trainer(
     settings: Settings,
     teacher: Any,
     checkpoints: Path | None,
+    scratch: Path,
     name: str,
     progress: Progress,
 ) -> Any:
@@ -165,7 +167,7 @@ def _trainer(
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
-            self._count(float(loss.detach()))
+            self._count(float(loss.detach()) * settings.batch_size / micro)  # the Trainer divides it by the parts
             return loss
 
         def _count(self, loss: float) -> None:
@@ -181,7 +183,7 @@ def _trainer(
             progress(name, step + 1, n_updates)
 
     arguments = TrainingArguments(
-        output_dir=str(checkpoints or "unused"),
+        output_dir=str(checkpoints or scratch),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // micro,
         max_steps=n_updates,

@@ -26,7 +26,10 @@ SHARES = (0.75, 0.07, 0.13, 0.05)
 
 @dataclass(frozen=True)
 class QaParts:
-    """The questions dealt out: nobody sees what another one trains on.
+    """The questions dealt out: nobody trains on a question of another one.
+
+    They are dealt out by question, not by function: the base learns other questions about the same functions, and reads the
+    docstrings that hold many of the answers. Its perplexity on the test part is therefore partly recall.
 
     Args:
         base: What the base model learns.
