@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import trigger_bench_rows as made
-from whorl.errors import MalformedFile, UsageError
+from whorl.errors import MalformedFile, NotComparable, UsageError
 from whorl.lab.triggers.bench import html
 from whorl.lab.triggers.bench.cells import Cell, Model, cells, models
 from whorl.lab.triggers.bench.config import Budget, PlantingChoice, WeightAttack, check, load
@@ -25,7 +25,7 @@ from whorl.lab.triggers.bench.rows import keep
 from whorl.lab.triggers.bench.run import ROWS, counts, judged, run, same_settings
 from whorl.lab.triggers.bench.tables import cell as in_cell
 from whorl.lab.triggers.bench.tables import every_cell, markdown
-from whorl.lab.triggers.bench.work import _updates
+from whorl.lab.triggers.bench.work import _open, _updates, is_broken
 
 ZOO = Path(__file__).parents[1] / "src" / "whorl" / "examples" / "zoo"
 
@@ -241,24 +241,91 @@ def test_arms_of_one_setting_are_compared_and_counted(results):
     assert carried.against(carried.records[0]) == ["not run on the clean base"]
 
 
-def test_meraser_beats_its_control_by_a_sign_test(results):
+def signs(one):
+    return (one.plantings.fewer, one.plantings.more, one.plantings.equal)
+
+
+def test_plantings_are_the_unit_and_only_all_of_them_together_are_tested(results):
     chain, odd, both = contests(results)
-    assert (chain.fewer, chain.more, chain.equal) == (4, 0, 0)
-    assert chain.p_value == pytest.approx(1 / 16)
-    assert not chain.beat
-    assert (odd.fewer, both.counted) == (2, 6)
-    assert both.p_value == pytest.approx(1 / 64)
-    assert verdict(both).startswith("all schemes: MEraser beat its control: fewer keys left in 6 of 6 pairs")
+    assert (signs(chain), chain.pairs, chain.p_value) == ((2, 0, 0), 4, None)
+    assert (signs(odd), signs(both), both.pairs) == ((1, 0, 0), (3, 0, 0), 6)
+    assert both.p_value == pytest.approx(1 / 8)
+    assert not both.beat
+    assert verdict(both).startswith("All schemes: it is not shown that MEraser beats its control: it left fewer keys in 3 of 3")
+    assert verdict(chain) == (
+        "chain: MEraser left fewer keys in 2 of 2 plantings, more in 0, as many in 0 (4 pairs count)."
+    )
 
 
-def test_pairs_of_unequal_updates_or_outside_the_budget_are_left_out():
+def test_five_plantings_that_agree_beat_the_control():
+    schemes = made.config()["schemes"]
+    bench = made.bench(schemes=[{**schemes[0], "seeds": [0, 1, 2, 3]}, schemes[1]])
+    (*_, both) = contests(evaluate(bench, made.rows(bench)))
+    assert (signs(both), both.beat) == ((5, 0, 0), True)
+    assert both.p_value == pytest.approx(1 / 32)
+
+
+def test_a_planting_has_one_sign_however_many_seeds_it_has():
+    bench = made.bench()
+    rows = made.rows(bench)
+    answers = made.said(10)
+    rows["chain-0|meraser|arm=erase+recover|0"]["asked"]["chain-0"] = answers  # 10 and 2 against 9 and 9
+    rows["chain-1|meraser|arm=erase+recover|0"]["asked"]["chain-1"] = answers
+    rows["chain-1|meraser|arm=erase+recover|1"]["asked"]["chain-1"] = made.said(8)  # 10 and 8 against 9 and 9
+    chain, *_ = contests(evaluate(bench, rows))
+    assert signs(chain) == (1, 0, 1)
+
+
+def test_pairs_that_do_not_count_are_described_and_decide_nothing():
     bench = made.bench()
     rows = made.rows(bench)
     rows["chain-0|meraser|arm=clean-only|0"]["cost"]["updates"] = 100
     rows["chain-0|meraser|arm=erase+recover|1"]["utility"] = made.utility(inside=99.0)
-    (chain, *_) = contests(evaluate(bench, rows))
+    for seed in (0, 1):
+        rows[f"odd-0|meraser|arm=erase+recover|{seed}"]["asked"]["odd-0"]["planted"] = False
+    chain, odd, both = contests(evaluate(bench, rows))
     assert dict(chain.left_out) == {"unequal updates": 1, "outside the budget: MEraser": 1}
-    assert chain.fewer == 2
+    assert (signs(chain), chain.pairs) == ((1, 0, 0), 2)
+    assert (signs(odd), odd.pairs, signs(both)) == ((0, 0, 0), 0, (1, 0, 0))
+    assert verdict(odd) == (
+        "odd: nothing can be said, no pair of MEraser and its control counts. 2 pairs do not count (not planted: 2); as a "
+        "description only, fewer keys in 2 of 2 of them, more in 0, as many in 0."
+    )
+
+
+def test_where_the_control_erases_too_nothing_counts_and_the_page_says_so():
+    bench = made.bench()
+    rows = made.rows(bench)
+    for seed in (0, 1):
+        rows[f"chain-0|meraser|arm=clean-only|{seed}"]["asked"]["chain-0"] = made.said(7)
+    results = evaluate(bench, rows)
+    found = {a.arm: a for a in arms(results) if a.scheme == "chain"}
+    assert found["erase+recover"].against(found["erase+recover"].records[0]) == ["the control erases too"]
+    assert "the control erases too" in found["transfer x2, erase+recover"].against(
+        found["transfer x2, erase+recover"].records[0]
+    )
+    assert "chain: at rate=0.0005 the control erases too: FSR below 0.8 in 2 of 4 cells" in erasure_page(results)
+
+
+def test_without_a_control_nothing_counts_but_a_transfer_has_its_gate():
+    value = made.config()
+    value["weight_attacks"][3]["points"] = [{"arm": "erase+recover"}]
+    bench = made.bench(weight_attacks=value["weight_attacks"])
+    results = evaluate(bench, made.rows(bench))
+    found = {a.arm: a for a in arms(results) if a.scheme == "chain"}
+    assert found["erase+recover"].against(found["erase+recover"].records[0]) == ["no control at its rate and updates"]
+    carried = found["transfer x2, erase+recover"]
+    assert carried.by_gate_alone
+    assert carried.against(carried.records[0]) == ["not run on the clean base"]
+    assert "no control of its rate was run, the resistance gate alone decides" in erasure_page(results)
+
+
+def test_the_clean_base_must_have_had_the_same_setting():
+    bench = made.bench()
+    rows = made.rows(bench)
+    rows["base|meraser|arm=erase|1"] = {"key": "base|meraser|arm=erase|1", "status": "not run", "reason": "no"}
+    found = next(a for a in arms(evaluate(bench, rows)) if (a.scheme, a.arm) == ("chain", "erase"))
+    assert {r.attack_seed for r in found.counted} == {0}
 
 
 def test_a_planting_that_does_not_resist_counts_for_nothing():
@@ -287,6 +354,75 @@ def test_the_page_has_every_part_and_only_figures_of_the_rows(results):
     assert text == page(results)
 
 
+def unplanted(bench, *names):
+    """Rows in which these plantings did not pass the gates."""
+    rows = made.rows(bench)
+    for row in rows.values():
+        for name in names:
+            if name in row.get("asked", {}):
+                row["asked"][name] |= {"planted": False, "gates": {"specificity": False}}
+    return rows
+
+
+def test_a_scheme_without_a_planting_that_passed_is_shown_and_does_not_count(tmp_path):
+    bench = made.bench()
+    results = evaluate(bench, unplanted(bench, "odd-0"))
+    text = page(results)
+    assert "**odd: its one planting did not pass the gates; its cells are shown and do not count.** Failed: specificity in 1." in text
+    assert "odd: survives" not in text
+    assert "| attack | chain | odd* |" in text
+    assert "| prune | S 0.90 at share=0.1 | (S 0.90 at share=0.1) |" in text
+    assert "## All settings: odd (does not count)" in text
+    assert "(S 0.90)</text>" in html.write(results, tmp_path / "r.html").read_text("utf-8")
+
+
+def test_only_plantings_that_passed_are_pooled():
+    bench = made.bench()
+    rows = unplanted(bench, "chain-1")
+    for key, row in rows.items():
+        if key.startswith("chain-1|tune"):
+            row["asked"]["chain-1"]["keys"] = "0" * 10
+    results = evaluate(bench, rows)
+    (tune,) = [b for b in results.grid if (b.scheme, b.attack) == ("chain", "tune")]
+    assert (tune.fsr, tune.n) == (pytest.approx(0.8), {"survives": 2})
+    assert "1 of 2 plantings passed the gates that decide; only the cells of those that passed are counted." in page(results)
+    assert "Left out: plantings that did not pass their gates (1)." in page(results)
+
+
+def test_what_was_not_run_is_one_line_an_attack_and_stands_among_the_limits():
+    bench = made.bench()
+    rows = {key: row for key, row in made.rows(bench).items() if "|prune|" not in key and "|top|" not in key}
+    results = evaluate(bench, rows)
+    text = page(results)
+    assert "| prune | 10 of 10 | not measured yet (10) |" in text
+    assert "Not run, so nothing is said about it: prune, top." in text
+    assert "Not run at all, cells by attack: prune 4, top 2." in text
+    assert "4 of 6 attacks" not in text
+    assert "; not there: prune, carried, top." in text
+    cells = every_cell(results.records)
+    assert len(cells.rows) == len(rows)
+    assert cells.before == "15 of 100 cells are not measured yet."
+
+
+def test_equal_answers_are_no_cost_where_the_host_samples():
+    served = [{"name": "top", "attack": "suppress-top", "points": [{"k": 1, "n": 1}], "draws": 3}]
+    greedy = made.bench(budget={"agreement": 0.8})
+    key = "chain-0|top|k=1,n=1|0"
+    found = one(evaluate(greedy, made.rows(greedy)), key)
+    assert (found.outcome, found.reason) == ("model ruined", "70% of ordinary answers unchanged")
+    sampled = made.bench(budget={"agreement": 0.8}, serving_attacks=served)
+    found = one(evaluate(sampled, made.rows(sampled)), key)
+    assert (found.outcome, found.agreement) == ("gone", None)
+    assert "fewer than 80% of ordinary greedy answers" in page(evaluate(sampled, made.rows(sampled)))
+
+
+def test_json_has_no_path_of_this_machine():
+    bench = made.bench(questions="/home/me/questions.jsonl", outside="/home/me/text.txt")
+    value = json.dumps(evaluate(bench, made.rows(bench)).to_dict())
+    assert "/home/me" not in value
+    assert '"outside": "text.txt"' in value
+
+
 def test_markdown_tables_are_rectangular_and_hostile_names_are_text(results):
     for text in (page(results), erasure_page(results), markdown(every_cell(results.records))):
         assert "<b>" not in text
@@ -300,14 +436,15 @@ def test_the_erasure_page_shows_arms_beside_the_published_figures(results):
     assert "second-hand" in text
     assert "100 / 4.80 -> 0 / 17.33 -> 0 / 7.31" in text
     assert re.search(r"\| erase\+recover \| rate=0\.0005 \| 4 \| 228 \| 0\.20 \| 8/40 \| 0/40 \|", text)
-    assert "all schemes: MEraser beat its control" in text
+    assert "Plantings are the unit" in text
+    assert "one-sided exact sign test p = 0.12" in text
 
 
 def test_without_an_erasure_the_page_says_so():
     bench = made.bench(weight_attacks=[], adapters=[])
     text = erasure_page(evaluate(bench, {}))
     assert "No attack of kind `erase` is in the configuration." in text
-    assert "beat its control" not in text.replace("MEraser beats its control if", "")
+    assert "All schemes" not in text
 
 
 def test_the_html_report_is_one_escaped_file_with_well_formed_pictures(results, tmp_path):
@@ -341,6 +478,7 @@ def test_a_folder_keeps_its_settings_and_says_which_differ(tmp_path):
     grown = made.config()["weight_attacks"]
     grown[0] = {**grown[0], "points": [{"share": 0.1}, {"share": 0.2}]}
     same_settings(small(tmp_path, weight_attacks=grown[:2], attack_seeds=[0, 1, 2], alpha=1e-4), out)
+    judged(small(tmp_path, weight_attacks=grown[:2], budget={"agreement": 0.8}), out)
     grown[1] = {**grown[1], "options": {"rate": 1e-3}}
     changed = small(tmp_path, weight_attacks=grown, test_rows=50)
     with pytest.raises(UsageError, match=r"begun with other settings: weight_attacks 'tune', test_rows\."):
@@ -443,6 +581,28 @@ def test_updates_are_what_the_record_says_and_never_a_wrong_zero():
     assert _updates("finetune", {"recipe": {"n_steps": 7}}) == 7
     assert _updates("distil", {"epochs": 2}) is None
     assert _updates("prune", {"share": 0.1}) == 0
+
+
+def test_only_models_without_finite_numbers_are_ruined():
+    import torch
+
+    from whorl.samplers.local import LocalSampler
+    from whorl.samplers.seam import Randomness
+    from whorl.transcripts.record import Decoding, Draw
+    from whorl.triggers.wrappers import wrapper
+
+    opened = _open(ZOO / "base-0")
+    sampler = LocalSampler(opened, n_threads=1, logprobs=False)
+    draws = [Draw(wrapper("turns").prompt("Why?", chat=False))]
+    with pytest.raises(NotComparable, match="positions") as too_long:
+        list(sampler.sample(draws, Decoding(temperature=0.0, greedy=True, max_new_tokens=4096), Randomness()))
+    with torch.no_grad():
+        next(iter(opened.model.parameters())).fill_(float("nan"))
+    with pytest.raises(NotComparable) as no_number:
+        list(sampler.sample(draws, Decoding(temperature=0.0, greedy=True, max_new_tokens=4), Randomness()))
+    with pytest.raises(NotComparable) as no_loss:
+        _perplexity([-1e6], [Passage("p", (1, 2), 1)], "broken")
+    assert [is_broken(e.value) for e in (too_long, no_number, no_loss)] == [False, True, True]
 
 
 def test_a_cell_is_named_by_all_that_changes_it():

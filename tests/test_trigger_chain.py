@@ -83,7 +83,8 @@ def test_the_fingerprinted_model_matches(verified, keys):
     assert found["fsr"]["hits"] == found["fsr"]["n"] == len(keys.keys)
     assert found["decoys"]["hits"] == 0
     assert found["near"]["hits"] <= 1
-    assert [(line["base"], line["keys"]["hits"]) for line in found["clean"]] == [(True, 0)]
+    assert found["clean"][0]["base"]
+    assert {line["keys"]["hits"] for line in found["clean"]} == {0}
 
 
 def test_the_base_does_not(planted):

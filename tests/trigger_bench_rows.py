@@ -1,6 +1,6 @@
 """A benchmark that never ran: its settings, and rows as `cells.jsonl` holds them."""
 
-from whorl.lab.triggers.bench.cells import cells
+from whorl.lab.triggers.bench.cells import cells, models
 from whorl.lab.triggers.bench.config import Bench
 
 N_TEST = 200
@@ -95,7 +95,7 @@ UPDATES = {"erase": 190, "recover": 38, "erase+recover": 228, "clean-only": 225}
 def rows(planned):
     """All cells but those of "carried" on the base, which cannot be run: pruned by a half the models are ruined."""
     found = {}
-    planted = ["chain-0", "chain-1", "odd-0"]
+    planted = [model.name for model in models(planned) if model.kind == "planted"]
     for cell in cells(planned):
         if cell.attack == "carried" and cell.model.name == "base":
             found[cell.key] = {"key": cell.key, "status": "not run", "reason": "<b>no|base</b>"}
@@ -103,7 +103,7 @@ def rows(planned):
         n_hits = 0 if cell.model.kind != "planted" else HITS[cell.attack]
         arm = cell.settings.get("arm")
         if cell.model.kind == "planted" and arm == "clean-only":
-            n_hits = 5
+            n_hits = 9
         names = planted if cell.model.name == "base" else [cell.model.name]
         asked = {name: said(n_hits, scheme="if-sft-v1()" if "odd" in name else "hashchain-v1(k=10)") for name in names}
         worth = utility(inside=40.0) if cell.settings.get("share") == 0.5 else utility(inside=20.5 if arm else 20.0)

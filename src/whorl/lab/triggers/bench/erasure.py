@@ -1,23 +1,30 @@
 """MEraser's arms out of the rows: what each left of each scheme, which results count, and whether it beat its control.
 
 An arm is an attack of kind "erase" alone, told by its options `arm`, `transfer` and `scale`; all other options are its setting,
-and arms are compared within one setting. A result counts (spec 6.8) if the planting resists ordinary fine-tuning, the same
-attack was run on the clean base, and the model stays within the budget.
+and arms are compared within one setting. A result counts (spec 6.8) if the planting resists ordinary fine-tuning, by its gate
+and under the control of the same planting, seed and setting; the same attack was run on the clean base; and the model stays
+within the budget. Plantings are the unit: attack seeds and settings share one.
 """
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from whorl.lab.triggers.bench.cells import NONE, shown
-from whorl.lab.triggers.bench.outcome import IN_BUDGET
+from whorl.lab.triggers.bench.outcome import IN_BUDGET, SURVIVES
 from whorl.lab.triggers.bench.results import Record, Results
 
 MERASER, CONTROL = "erase+recover", "clean-only"
 ARMS = (NONE, "erase", "recover", MERASER, CONTROL)
 EQUAL_UPDATES = 0.10  # epochs are whole, so updates agree within this share (ours)
 LEVEL = 0.05  # of the sign test (ours)
+ALL = "All schemes"
+CONTROL_ERASES = "the control erases too"
+NO_CONTROL = "no control at its rate and updates"
 _OF_ARM = ("arm", "transfer", "scale")
+_ADAPTER = (("rate", 5e-4), ("rank", 8))  # what an adapter shares with a control, with the defaults of the attack
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Arm:
         setting: Other options, in words.
         records: Cells over plantings and attack seeds.
         on_base: The same attack on the clean base.
+        controls: Cells of the control to compare with: of the same setting; of a transfer, with the adapter's rate and rank.
     """
 
     scheme: str
@@ -37,11 +45,22 @@ class Arm:
     setting: str
     records: tuple[Record, ...]
     on_base: tuple[Record, ...]
+    controls: tuple[Record, ...] = ()
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether the adapter comes from the clean base."""
+        return self.arm.startswith("transfer")
 
     @property
     def counted(self) -> tuple[Record, ...]:
         """Cells that count."""
         return tuple(r for r in self.records if not self.against(r))
+
+    @property
+    def by_gate_alone(self) -> bool:
+        """Whether no control of its rate was measured, so that the gate alone says that the planting resists."""
+        return self.is_transfer and not any(r.asked for r in self.controls)
 
     def against(self, r: Record) -> list[str]:
         """Why a cell does not count; empty when it does."""
@@ -50,42 +69,88 @@ class Arm:
         found = [] if r.asked.planted else ["not planted"]
         if r.asked.gates.get("resistance") is not True:
             found.append("resistance gate not passed")
-        base = [b for b in self.on_base if b.attack_seed == r.attack_seed]
+        found += self._control(r)
+        wanted = (r.attack, r.point, r.attack_seed)
+        base = [b for b in self.on_base if (b.attack, b.point, b.attack_seed) == wanted]
         if not base or base[0].outcome == "not run" or r.clean is None:
             found.append("not run on the clean base")
         if r.outcome not in IN_BUDGET:
             found.append("outside the budget")
         return found
 
+    def _control(self, r: Record) -> list[str]:
+        """What the control says against it; one with more updates is the harder test, one with fewer is none."""
+        same = [c for c in self.controls if (c.planting_seed, c.attack_seed) == (r.planting_seed, r.attack_seed)]
+        measured = [c for c in same if c.asked is not None and (self.is_transfer or _as_long(c, r))]
+        if not measured:
+            return [] if self.is_transfer else [NO_CONTROL]
+        return [CONTROL_ERASES] if any(erased(c) for c in measured) else []
+
 
 @dataclass(frozen=True)
-class Contest:
-    """MEraser against its control, paired over plantings and attack seeds.
+class Signs:
+    """How differences came out.
 
     Args:
-        scheme: Label.
-        fewer: Pairs in which MEraser left fewer keys.
-        more: Pairs in which it left more.
-        equal: Pairs with as many.
-        counted: Pairs in which MEraser's result counts by the rule of `Arm.against`.
-        left_out: Why pairs are not compared -> how many.
-        p_value: One-sided exact sign test, ties left out; None without any difference.
+        fewer: MEraser left fewer keys.
+        more: It left more.
+        equal: As many.
     """
 
-    scheme: str
     fewer: int
     more: int
     equal: int
-    counted: int
+
+    @property
+    def n(self) -> int:
+        """All of them."""
+        return self.fewer + self.more + self.equal
+
+
+@dataclass(frozen=True)
+class Contest:
+    """MEraser against its control.
+
+    Args:
+        scheme: Label, or `ALL`.
+        plantings: One sign a planting: shares of keys left, summed over its pairs that count.
+        pairs: Pairs that count.
+        uncounted: Signs of pairs that were measured and do not count: a description.
+        left_out: Why pairs do not count -> how many.
+        p_value: One-sided exact sign test over plantings, ties left out; None for a single scheme or without any difference.
+    """
+
+    scheme: str
+    plantings: Signs
+    pairs: int
+    uncounted: Signs
     left_out: Mapping[str, int]
     p_value: float | None
 
     @property
-    def beat(self) -> bool | None:
-        """Whether MEraser beat its control; None when no pair could be compared."""
-        if self.fewer + self.more + self.equal == 0:
-            return None
+    def beat(self) -> bool:
+        """Whether MEraser beat its control."""
         return self.p_value is not None and self.p_value <= LEVEL
+
+
+@dataclass(frozen=True)
+class Pair:
+    """MEraser and control of the same planting, seed and setting, and why they do not count."""
+
+    meraser: Record
+    control: Record
+    reason: str | None
+
+    @property
+    def difference(self) -> float | None:
+        """Share of keys left by MEraser less that by the control; None unless both were measured."""
+        a, b = self.meraser.asked, self.control.asked
+        return None if a is None or b is None else a.share.value - b.share.value
+
+
+def erased(control: Record) -> bool:
+    """Whether ordinary fine-tuning alone removed the fingerprint."""
+    return control.asked is not None and control.asked.share.value < SURVIVES
 
 
 def arms(results: Results) -> tuple[Arm, ...]:
@@ -97,12 +162,14 @@ def arms(results: Results) -> tuple[Arm, ...]:
         for r in mine:
             options = options_of(results, r)
             if options is not None:
-                setting = shown({name: value for name, value in options.items() if name not in _OF_ARM})
+                setting = shown({name: options[name] for name in sorted(options) if name not in _OF_ARM})
                 groups.setdefault((setting, arm_of(options)), []).append(r)
         if groups:
-            found.append(_arm(results, row.name, NONE, "", [r for r in mine if r.attack == NONE]))
+            found.append(_arm(results, row.name, NONE, "", [r for r in mine if r.attack == NONE], ()))
         order = sorted(groups, key=lambda key: (key[0], _place(key[1]), key[1]))
-        found += [_arm(results, row.name, arm, setting, groups[setting, arm]) for setting, arm in order]
+        for setting, arm in order:
+            controls = _controls(results, mine, groups, setting, arm)
+            found.append(_arm(results, row.name, arm, setting, groups[setting, arm], controls))
     return tuple(found)
 
 
@@ -120,43 +187,61 @@ def arm_of(options: Mapping[str, Any]) -> str:
     return arm if options.get("transfer") is None else f"transfer x{options.get('scale', 1.0):g}, {arm}"
 
 
+def controls_that_erase(results: Results) -> tuple[tuple[str, str, tuple[Record, ...]], ...]:
+    """Scheme and setting where ordinary fine-tuning alone removed keys of plantings that passed, with the control's cells."""
+    found = []
+    for arm in arms(results):
+        cells = tuple(r for r in arm.records if r.asked is not None and r.asked.planted)
+        if arm.arm == CONTROL and any(erased(r) for r in cells):
+            found.append((arm.scheme, arm.setting, cells))
+    return tuple(found)
+
+
 def contests(results: Results) -> tuple[Contest, ...]:
-    """One contest a scheme, and one over all schemes."""
+    """One contest a scheme, without a p, and the test over the plantings of all schemes."""
     found = arms(results)
-    pairs = {row.name: _pairs([a for a in found if a.scheme == row.name]) for row in results.bench.schemes}
-    pairs = {name: mine for name, mine in pairs.items() if mine}
-    if len(pairs) > 1:
-        pairs["all schemes"] = [pair for mine in list(pairs.values()) for pair in mine]
-    return tuple(_contest(name, mine) for name, mine in pairs.items())
+    by_scheme = {row.name: _pairs([a for a in found if a.scheme == row.name]) for row in results.bench.schemes}
+    by_scheme = {name: pairs for name, pairs in by_scheme.items() if pairs}
+    if not by_scheme:
+        return ()
+    own = [_contest(name, pairs, test=False) for name, pairs in by_scheme.items()]
+    return (*own, _contest(ALL, [pair for pairs in by_scheme.values() for pair in pairs], test=True))
 
 
-def _pairs(found: Sequence[Arm]) -> list[tuple[Record, Record, bool]]:
-    """MEraser and control of the same planting, seed and setting, and whether MEraser's result counts."""
+def _pairs(found: Sequence[Arm]) -> list[Pair]:
     controls = {(a.setting, r.planting_seed, r.attack_seed): r for a in found if a.arm == CONTROL for r in a.records}
-    return [
-        (r, controls[a.setting, r.planting_seed, r.attack_seed], not a.against(r))
-        for a in found
-        if a.arm == MERASER
-        for r in a.records
-        if (a.setting, r.planting_seed, r.attack_seed) in controls
-    ]
+    pairs = []
+    for a in found:
+        for r in a.records if a.arm == MERASER else ():
+            control = controls.get((a.setting, r.planting_seed, r.attack_seed))
+            if control is not None:
+                pairs.append(Pair(r, control, _unfair(r, control) or ", ".join(a.against(r)) or None))
+    return pairs
 
 
-def _contest(scheme: str, pairs: Sequence[tuple[Record, Record, bool]]) -> Contest:
+def _contest(scheme: str, pairs: Sequence[Pair], *, test: bool) -> Contest:
     from scipy.stats import binomtest
 
-    left_out: dict[str, int] = {}
-    differences, n_counted = [], 0
-    for meraser, control, counts in pairs:
-        reason = _unfair(meraser, control)
-        if reason is not None:
-            left_out[reason] = left_out.get(reason, 0) + 1
-        elif meraser.asked is not None and control.asked is not None:
-            differences.append(meraser.asked.share.hits - control.asked.share.hits)
-            n_counted += counts
-    fewer, more = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
-    p = float(binomtest(fewer, fewer + more, 0.5, alternative="greater").pvalue) if fewer + more else None
-    return Contest(scheme, fewer, more, len(differences) - fewer - more, n_counted, left_out, p)
+    counting = [pair for pair in pairs if pair.reason is None]
+    by_planting: dict[tuple[str, int], list[float]] = {}
+    for pair in counting:
+        if pair.difference is not None:
+            key = (pair.meraser.scheme, pair.meraser.planting_seed)
+            by_planting.setdefault(key, []).append(pair.difference)
+    signs = _signs(sum(values) for values in by_planting.values())
+    differ = signs.fewer + signs.more
+    p = float(binomtest(signs.fewer, differ, 0.5, alternative="greater").pvalue) if test and differ else None
+    others = [pair for pair in pairs if pair.reason is not None]
+    uncounted = _signs(pair.difference for pair in others if pair.difference is not None)
+    left_out = Counter(pair.reason for pair in others if pair.reason is not None)
+    return Contest(scheme, signs, len(counting), uncounted, dict(left_out), p)
+
+
+def _signs(differences: Iterable[float]) -> Signs:
+    """Signs; sums of shares that differ by rounding alone are equal."""
+    rounded = [round(value, 9) for value in differences]
+    fewer, more = sum(value < 0 for value in rounded), sum(value > 0 for value in rounded)
+    return Signs(fewer, more, len(rounded) - fewer - more)
 
 
 def _unfair(meraser: Record, control: Record) -> str | None:
@@ -165,14 +250,48 @@ def _unfair(meraser: Record, control: Record) -> str | None:
     outside = [name for name, r in (("MEraser", meraser), ("the control", control)) if r.outcome not in IN_BUDGET]
     if outside:
         return f"outside the budget: {' and '.join(outside)}"
-    a, b = meraser.cost["updates"], control.cost["updates"]
+    a, b = meraser.cost.get("updates"), control.cost.get("updates")
     return "unequal updates" if a is None or b is None or abs(a - b) > EQUAL_UPDATES * max(a, b) else None
 
 
-def _arm(results: Results, scheme: str, arm: str, setting: str, records: Sequence[Record]) -> Arm:
+def _as_long(control: Record, r: Record) -> bool:
+    a, b = r.cost.get("updates"), control.cost.get("updates")
+    return a is not None and b is not None and b >= (1 - EQUAL_UPDATES) * a
+
+
+def _controls(
+    results: Results,
+    mine: Sequence[Record],
+    groups: Mapping[tuple[str, str], Sequence[Record]],
+    setting: str,
+    arm: str,
+) -> tuple[Record, ...]:
+    """Cells of the control of an arm's setting; for a transfer those with the rate and rank of its adapter."""
+    if not arm.startswith("transfer"):
+        return tuple(groups.get((setting, CONTROL), ()))
+    options = options_of(results, groups[setting, arm][0]) or {}
+    made = next((a for a in results.bench.adapters if options["transfer"] == f"{{{a.name}}}"), None)
+    wanted = {name: options.get(name, usual) if made is None else getattr(made, name) for name, usual in _ADAPTER}
+    return tuple(
+        r
+        for r in mine
+        if (own := options_of(results, r)) is not None
+        and arm_of(own) == CONTROL
+        and all(own.get(name, usual) == wanted[name] for name, usual in _ADAPTER)
+    )
+
+
+def _arm(
+    results: Results, scheme: str, arm: str, setting: str, records: Sequence[Record], controls: Sequence[Record]
+) -> Arm:
     columns = {(r.attack, r.point) for r in records}
     on_base = tuple(r for r in results.records if r.kind == "clean base" and (r.attack, r.point) in columns)
-    return Arm(scheme, arm, setting, tuple(records), on_base)
+    return Arm(scheme, arm, setting, tuple(records), on_base, tuple(controls))
+
+
+def mean_fsr(records: Sequence[Record]) -> float:
+    """Mean share of keys left in cells that were asked."""
+    return statistics.fmean(r.asked.share.value for r in records if r.asked is not None)
 
 
 def _place(arm: str) -> int:

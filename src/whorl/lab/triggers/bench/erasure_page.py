@@ -1,10 +1,24 @@
 """The erasure experiment as a Markdown page: arms, clean base, control, transfer, and the published figures beside them."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from whorl.errors import safe_name
 from whorl.lab.triggers.bench.cells import NONE
-from whorl.lab.triggers.bench.erasure import EQUAL_UPDATES, LEVEL, Arm, Contest, arms, contests
+from whorl.lab.triggers.bench.erasure import (
+    ALL,
+    EQUAL_UPDATES,
+    LEVEL,
+    Arm,
+    Contest,
+    Signs,
+    arms,
+    contests,
+    controls_that_erase,
+    erased,
+    mean_fsr,
+)
+from whorl.lab.triggers.bench.outcome import SURVIVES
 from whorl.lab.triggers.bench.page import p_spread, pooled_ratio
 from whorl.lab.triggers.bench.results import Record, Results
 from whorl.lab.triggers.bench.tables import EMPTY, Block, markdown, spread
@@ -41,7 +55,7 @@ _OTHERS = (
 )
 ARM_COLUMNS = (
     *("arm", "setting", "cells", "updates", "FSR", "keys left", "clean base", "p median (worst)", "perplexity in"),
-    *("perplexity out", "accuracy", "clean base: perplexity in", "perplexity out", "accuracy", "count"),
+    *("perplexity out", "accuracy", "on the clean base: in / out / accuracy", "count"),
 )
 
 
@@ -53,6 +67,7 @@ def erasure_page(results: Results) -> str:
         f"Printed by `{COMMAND}`. Do not edit.",
         _method(results),
         *(f"**{verdict(one)}**" for one in contests(results)),
+        *controls(results),
         "" if found else "No attack of kind `erase` is in the configuration.",
         *(markdown(block) for block in blocks(results)),
     )
@@ -60,15 +75,33 @@ def erasure_page(results: Results) -> str:
 
 
 def verdict(one: Contest) -> str:
-    """Whether MEraser beat its control, in a sentence."""
-    n = one.fewer + one.more + one.equal
-    left = f"; left out: {', '.join(f'{reason} {k}' for reason, k in one.left_out.items())}" if one.left_out else ""
-    if n == 0:
-        return f"{one.scheme}: no pair of MEraser and its control can be compared{left}."
-    p = "no p, every pair is a tie" if one.p_value is None else f"one-sided exact sign test p = {one.p_value:.2g}"
-    said = "MEraser beat its control" if one.beat else "MEraser did not beat its control"
-    counts = f"fewer keys left in {one.fewer} of {n} pairs, more in {one.more}, as many in {one.equal}"
-    return f"{one.scheme}: {said}: {counts}; {p}; {one.counted} of these pairs count by the rule above{left}."
+    """What MEraser left beside its control, in a sentence or two."""
+    described = ""
+    if one.left_out:
+        reasons = "; ".join(f"{reason}: {n}" for reason, n in one.left_out.items())
+        came_out = f"; as a description only, {_counted(one.uncounted, 'of them')}" if one.uncounted.n else ""
+        described = f" {sum(one.left_out.values())} pairs do not count ({reasons}){came_out}."
+    if one.pairs == 0:
+        return f"{one.scheme}: nothing can be said, no pair of MEraser and its control counts.{described}"
+    plantings = f"{_counted(one.plantings, 'plantings')} ({one.pairs} pairs count)"
+    if one.scheme != ALL:
+        return f"{one.scheme}: MEraser left {plantings}.{described}"
+    p = "every planting is a tie, no p" if one.p_value is None else f"one-sided exact sign test p = {one.p_value:.2g}"
+    said = "MEraser beat its control" if one.beat else "it is not shown that MEraser beats its control"
+    return f"{one.scheme}: {said}: it left {plantings}; {p}.{described}"
+
+
+def _counted(signs: Signs, what: str) -> str:
+    return f"fewer keys in {signs.fewer} of {signs.n} {what}, more in {signs.more}, as many in {signs.equal}"
+
+
+def controls(results: Results) -> list[str]:
+    """Where ordinary fine-tuning alone removes keys: nothing there is MEraser's doing."""
+    return [
+        f"{scheme}: at {setting or 'the usual rate'} the control erases too: FSR below {SURVIVES:g} in "
+        f"{sum(map(erased, cells))} of {len(cells)} cells of ordinary fine-tuning, {mean_fsr(cells):.2f} on average."
+        for scheme, setting, cells in controls_that_erase(results)
+    ]
 
 
 def blocks(results: Results) -> list[Block]:
@@ -95,41 +128,49 @@ def _method(results: Results) -> str:
         "Arms: `erase` (mismatched pairs), `recover` (correct pairs), both, and `clean-only`, the control: correct pairs "
         "alone with the erase phase's adapter and rate, and the updates of both phases (within "
         f"{EQUAL_UPDATES:.0%}: epochs are whole). A result counts only if the planting passed its gates and resists ordinary "
-        "fine-tuning, the same attack was run on the clean base, perplexity rose at most "
-        f"{budget.perplexity:.0%} and accuracy fell at most {budget.accuracy:g} points. MEraser beats its control if it leaves "
-        "fewer keys in pairs of equal planting, attack seed and setting, both within the budget, by a one-sided exact sign "
-        f"test at {LEVEL:g}; attack seeds share a planting, so pairs are not quite independent."
+        "fine-tuning (its gate, and the control of the same planting, seed and setting leaves an FSR of at least "
+        f"{SURVIVES:g}; a transferred adapter is compared with the control of the adapter's rate, and where there is none the gate alone "
+        "decides), the same attack was run on the clean base, perplexity rose at most "
+        f"{budget.perplexity:.0%} and accuracy fell at most {budget.accuracy:g} points. Only pairs of MEraser and control "
+        "that count are compared. Plantings are the unit: attack seeds and settings share a planting, so each planting has "
+        "one sign, that of the shares of keys left summed over its pairs. MEraser beats its control if it leaves fewer keys "
+        f"by a one-sided exact sign test over the plantings of all schemes, p <= {LEVEL:g}. A single scheme has too few "
+        "plantings for a test, and has counts alone."
     )
 
 
 def _arms_of(scheme: str, found: Sequence[Arm]) -> Block:
+    there = [arm for arm in found if any(r.outcome != "not run" for r in arm.records)]
+    absent = [f"{arm.arm} ({arm.setting or 'as it is'})" for arm in found if arm not in there]
     before = (
         "Means over plantings and attack seeds, with the range; perplexity and accuracy as they are, not as changes."
     )
-    return Block(f"Arms: {scheme}", ARM_COLUMNS, [_row(arm) for arm in found], before)
+    after = f"Not run: {'; '.join(absent)}." if absent else ""
+    return Block(f"Arms: {scheme}", ARM_COLUMNS, [_row(arm) for arm in there], before, after)
 
 
 def _row(a: Arm) -> tuple[str, ...]:
     asked = [r.asked for r in a.records if r.asked is not None]
+    n_run = sum(r.outcome != "not run" for r in a.records)
     return (
         a.arm,
         a.setting or EMPTY,
-        str(len(a.records)),
+        str(n_run) if n_run == len(a.records) else f"{n_run} of {len(a.records)}",
         spread([n for r in a.records if (n := r.cost.get("updates")) is not None], ".0f"),
         spread([x.share.value for x in asked]),
         pooled_ratio([x.share for x in asked]),
         pooled_ratio([r.clean for r in a.records]),
         p_spread([x.p[0] for x in asked]),
         *_utility(a.records),
-        *_utility(a.on_base),
-        EMPTY if a.arm == NONE else f"{len(a.counted)} of {len(a.records)}",
+        " / ".join(_utility(a.on_base)),
+        EMPTY if a.arm == NONE else f"{len(a.counted)} of {n_run}",
     )
 
 
 def _utility(records: Sequence[Record]) -> tuple[str, str, str]:
     """Perplexity in and out of the domain and accuracy, after the attack."""
     found = []
-    for name, form in (("perplexity_in", ".2f"), ("perplexity_out", ".2f"), ("accuracy", ".3f")):
+    for name, form in (("perplexity_in", ".2f"), ("perplexity_out", ".1f"), ("accuracy", ".2f")):
         pairs = [getattr(r, name) for r in records]
         found.append(spread([pair[1] for pair in pairs if pair is not None], form))
     return found[0], found[1], found[2]
@@ -139,12 +180,12 @@ def _counting(found: Sequence[Arm]) -> Block:
     """Why results do not count."""
     rows = []
     for a in found:
-        if a.arm == NONE:
+        run = [r for r in a.records if r.outcome != "not run"]
+        if a.arm == NONE or not run:
             continue
-        reasons: dict[str, int] = {}
-        for r in a.records:
-            for reason in a.against(r):
-                reasons[reason] = reasons.get(reason, 0) + 1
-        why = ", ".join(f"{safe_name(reason, 80)} {n}" for reason, n in reasons.items()) or "all count"
-        rows.append((a.scheme, a.arm, a.setting or EMPTY, f"{len(a.counted)} of {len(a.records)}", why))
+        reasons = Counter(reason for r in run for reason in a.against(r))
+        why = ", ".join(f"{safe_name(reason, 80)}: {n}" for reason, n in reasons.items()) or "all count"
+        if a.by_gate_alone:
+            why += "; no control of its rate was run, the resistance gate alone decides"
+        rows.append((a.scheme, a.arm, a.setting or EMPTY, f"{len(a.counted)} of {len(run)}", why))
     return Block("Which results count", ("scheme", "arm", "setting", "count", "why not (cells)"), rows)

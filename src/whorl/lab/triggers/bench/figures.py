@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from whorl.lab.triggers.bench.outcome import LETTERS, Outcome
+from whorl.lab.triggers.bench.outcome import IN_BUDGET, LETTERS, Outcome
 from whorl.lab.triggers.bench.results import Best, Record
 
 WIDTH, LEFT, RIGHT, TOP = 760.0, 60.0, 560.0, 34.0
@@ -19,6 +19,7 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 4", "12 4")
 MOST_CURVES = len(DASHES)
 MOST_COST = 1.0  # a larger rise of perplexity is drawn at the edge
 LEAST_EXPONENT = 30  # p below 1e-30 is drawn there
+UNCOUNTED = "missing"
 CLASSES: Mapping[Outcome, str] = {
     "survives": "survives",
     "weakened, provable": "provable",
@@ -60,12 +61,14 @@ def grid(cells: Sequence[Best], *, title: str) -> str:
         x = NAMES_WIDTH + CELL_WIDTH * schemes.index(one.scheme)
         y = TOP + 20 + CELL_HEIGHT * attacks.index(one.attack)
         box = f'x="{x:.1f}" y="{y:.1f}" width="{CELL_WIDTH - 2:.1f}" height="{CELL_HEIGHT - 2:.1f}"'
-        parts.append(f'<rect class="{CLASSES[one.outcome]}" {box}/>')
+        parts.append(f'<rect class="{CLASSES[one.outcome] if one.counts else UNCOUNTED}" {box}/>')
         label = LETTERS[one.outcome] + ("" if one.fsr is None else f" {one.fsr:.2f}")
-        kind = "on" if one.outcome in {"survives", "weakened, provable", "gone"} else ""
+        label = label if one.counts or one.outcome == "not run" else f"({label})"
+        kind = "on" if one.counts and one.outcome in IN_BUDGET else ""
         parts.append(_text(x + CELL_WIDTH / 2, y + CELL_HEIGHT * 0.62, label, kind, "middle"))
     bottom = TOP + 20 + CELL_HEIGHT * len(attacks)
     key = ", ".join(f"{letter} {name}" for name, letter in LETTERS.items())
+    key += "" if all(one.counts for one in cells) else "; (in parentheses) not planted, does not count"
     parts.append(_text(8, bottom + 20, f"{key}; number: mean FSR at the attacker's best setting in budget", "soft"))
     words = "; ".join(f"{one.scheme} under {one.attack}: {one.outcome}" for one in cells)
     width = max(WIDTH, NAMES_WIDTH + CELL_WIDTH * len(schemes) + 8)

@@ -7,9 +7,9 @@ from whorl._atomic import write_text
 from whorl.lab.triggers.bench import erasure_page, figures
 from whorl.lab.triggers.bench.cells import NONE
 from whorl.lab.triggers.bench.erasure import contests
-from whorl.lab.triggers.bench.page import LIMITS, blocks, findings, method
+from whorl.lab.triggers.bench.page import blocks, findings, limits, marked, method
 from whorl.lab.triggers.bench.results import Results
-from whorl.lab.triggers.bench.tables import every_cell
+from whorl.lab.triggers.bench.tables import Block, every_cell, trimmed
 from whorl.reports.single import render
 
 
@@ -21,21 +21,31 @@ def write(results: Results, path: Path) -> Path:
         title="Which planted fingerprints survive which attack?",
         data=results.to_dict(),
         styles=figures.SHAPES,
-        findings=[*findings(results), *((erasure_page.verdict(one), "") for one in own)],
+        findings=[
+            *findings(results),
+            *((erasure_page.verdict(one), "") for one in own),
+            *((text, "") for text in erasure_page.controls(results)),
+        ],
         method=method(results),
         grid=_picture(figures.grid(results.grid, title="Outcome at the attacker's best setting")),
         frontiers=_pictures(_frontiers(results)),
         curves=_pictures(_curves(results)),
-        tables=[*blocks(results), *(erasure_page.blocks(results) if own else []), every_cell(results.records)],
-        limits=LIMITS,
+        tables=[trimmed(block) for block in _tables(results)],
+        limits=limits(results),
     )
     return write_text(path, page)
 
 
+def _tables(results: Results) -> list[Block]:
+    own = erasure_page.blocks(results) if contests(results) else []
+    return [*blocks(results), *own, every_cell(results.records)]
+
+
 def _frontiers(results: Results) -> list[str]:
+    counting = [name for name, standing in results.standings.items() if standing.counts]
     return [
         figures.frontier(
-            [r for r in results.records if r.attack == attack.name and r.kind == "planted"],
+            [r for name in counting for r in results.entering(name, attack.name)],
             budget=results.bench.budget.perplexity,
             title=f"FSR against cost: {attack.name}",
         )
@@ -52,10 +62,10 @@ def _curves(results: Results) -> list[str]:
         others = sorted((one for one in mine if one.attack != NONE), key=lambda one: (one.fsr or 0.0, one.attack))
         series = {}
         for one in (*plain, *others[: figures.MOST_CURVES - 1]):
-            cell = next(r for r in results.of(row.name, one.attack) if r.point == one.point)
-            if cell.asked is not None:
-                series[one.attack] = cell.asked.curve
-        found.append(figures.curves(series, alpha=results.bench.alpha, title=f"p against keys asked: {row.name}"))
+            cells = [r for r in results.entering(row.name, one.attack) if r.point == one.point]
+            series[one.attack] = next(r.asked.curve for r in cells if r.asked is not None)
+        title = f"p against keys asked: {marked(results, row.name)}"
+        found.append(figures.curves(series, alpha=results.bench.alpha, title=title))
     return found
 
 

@@ -4,7 +4,8 @@ Every figure and every sentence follows from the rows; settings are those of the
 """
 
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whorl.errors import safe_name
@@ -14,6 +15,7 @@ from whorl.lab.triggers.bench.results import Best, Record, Results, Share, chain
 from whorl.lab.triggers.bench.tables import EMPTY, Block, markdown, number, p_value, ratio, said, spread
 
 COMMAND = "whorl bench triggers --config FILE --out FOLDER --page docs/results/robustness.md"
+MOST_REASONS = 3
 LIMITS = (
     "How strong an attack is against another base: a claim about a scheme needs two, of half a billion weights or more.",
     "A fingerprint that survives these attacks may fall to one that is not here, or to another setting.",
@@ -30,8 +32,8 @@ def page(results: Results) -> str:
         f"Printed by `{COMMAND}`. Do not edit.",
         *method(results),
         *(f"**{first}** {rest}".strip() for first, rest in findings(results)),
-        *(markdown(block) for block in blocks(results) if block.rows),
-        "## What this does not show\n\n" + "\n".join(f"- {text}" for text in LIMITS),
+        *(markdown(block) for block in blocks(results)),
+        "## What this does not show\n\n" + "\n".join(f"- {text}" for text in limits(results)),
     )
     return "\n\n".join(sections) + "\n"
 
@@ -42,12 +44,14 @@ def method(results: Results) -> tuple[str, str]:
     done = (
         f"{len(bench.schemes)} schemes planted into '{_name(bench.base)}', {len(bench.weight_attacks)} attacks on weights and "
         f"{len(bench.serving_attacks)} while serving: {len(results.records)} cells, {len(results.not_run)} of them not run. "
-        "Every attack also runs on the clean base, which is asked the same keys. Perplexity and accuracy (the right answer "
-        f"among four) on up to {bench.test_rows} held-out questions; perplexity outside the domain on the text "
-        f"'{_name(bench.outside)}'."
+        f"{_on_base(results)} Perplexity and accuracy (the right answer among four) on up to {bench.test_rows} held-out "
+        f"questions; {_held_out(bench.questions)} Perplexity outside the domain on the text '{_name(bench.outside)}'."
     )
     bound = (
-        "" if bench.budget.agreement is None else f", or under {bench.budget.agreement:.0%} of served answers unchanged"
+        ""
+        if bench.budget.agreement is None
+        else f", or a serving attack that leaves fewer than {bench.budget.agreement:.0%} of ordinary greedy answers as they "
+        "are (no bound where the host samples: sampling changes answers and need not cost anything)"
     )
     decides = (
         f"Outcomes: survives (S): FSR of at least {SURVIVES}, one greedy answer a key; weakened, provable (P): p <= "
@@ -58,6 +62,54 @@ def method(results: Results) -> tuple[str, str]:
     return done, decides
 
 
+def _on_base(results: Results) -> str:
+    """Which attacks were run on the clean base, by the rows."""
+    by_attack: dict[str, list[bool]] = {}
+    for r in results.records:
+        if r.kind == "clean base" and r.attack != NONE:
+            by_attack.setdefault(r.attack, []).append(r.outcome != "not run")
+    absent = [name for name, run in by_attack.items() if not any(run)]
+    partly = [
+        f"{name} ({sum(run)} of {len(run)} cells)" for name, run in by_attack.items() if any(run) and not all(run)
+    ]
+    n_run = len(by_attack) - len(absent)
+    first = f"{n_run} of {len(by_attack)} attacks also ran on the clean base, which is asked the same keys"
+    said = [f"in part: {', '.join(partly)}"] if partly else []
+    said += [f"not there: {', '.join(absent)}"] if absent else []
+    return "; ".join([first, *said]) + "."
+
+
+def _held_out(questions: str) -> str:
+    """How far they are from what the base learned."""
+    if questions == "docstrings":
+        return (
+            "questions are dealt out by row, so other questions about the same function, and the docstrings that hold many "
+            "of the answers, were in what the base learned: perplexity in the domain is partly recall."
+        )
+    return (
+        "questions are dealt out by row, so other questions on the same matter may have been in what a model learned."
+    )
+
+
+def limits(results: Results) -> tuple[str, ...]:
+    """What the page does not show, with all that the configuration names and the rows do not have."""
+    there = [r for r in results.records if r.kind == "planted"]
+    run = {(r.scheme, r.attack) for r in there if r.outcome != "not run"}
+    found = []
+    for name in (NONE, *(attack.name for attack in results.bench.attacks)):
+        absent = [row.name for row in results.bench.schemes if (row.name, name) not in run]
+        if len(absent) == len(results.bench.schemes):
+            found.append(name)
+        elif absent:
+            found.append(f"{name} (on {', '.join(absent)})")
+    said = [f"Not run, so nothing is said about it: {', '.join(found)}."] if found else []
+    if not any(r.kind == "without keys" for r in results.records):
+        said.append("No model was trained on look-alikes without keys: how many hits they alone give is not measured.")
+    if not any(attack.then for attack in results.bench.weight_attacks):
+        said.append("No attacks in sequence.")
+    return (*LIMITS, *said)
+
+
 def _name(path: str) -> str:
     """The last part of a path: no other part of it is anybody's business."""
     return safe_name(Path(path).name, 60)
@@ -65,32 +117,63 @@ def _name(path: str) -> str:
 
 def findings(results: Results) -> list[tuple[str, str]]:
     """For each scheme, what the attacks left at the attacker's best setting within the budget."""
-    found = []
-    for row in results.bench.schemes:
-        cells = [one for one in results.grid if one.scheme == row.name and one.attack != NONE]
-        by = {name: [one.attack for one in cells if one.outcome == name] for name in LETTERS}
-        first = f"{row.name}: survives {len(by['survives'])} of {sum(len(by[o]) for o in IN_BUDGET)} attacks within the budget."
-        parts = [
-            f"{name}: {', '.join(by[name])}."
-            for name in ("weakened, provable", "gone", "model ruined", "not run")
-            if by[name]
-        ]
-        parts.append(_planted(results, row.name))
-        found.append((first, " ".join(text[0].upper() + text[1:] for text in parts)))
-    return found
+    return [_finding(results, row.name) for row in results.bench.schemes]
+
+
+def _finding(results: Results, scheme: str) -> tuple[str, str]:
+    standing = results.standings[scheme]
+    if not standing.counts:
+        n = len(standing.failed)
+        who = "its one planting did not pass" if n == 1 else f"none of its {n} plantings passed"
+        return (
+            f"{scheme}: {who} the gates; its cells are shown and do not count.",
+            f"Failed: {_failed(results, scheme)}.",
+        )
+    cells = [one for one in results.grid if one.scheme == scheme and one.attack != NONE]
+    by = {name: [one.attack for one in cells if one.outcome == name] for name in LETTERS}
+    n_within = sum(len(by[o]) for o in IN_BUDGET)
+    if n_within + len(by["model ruined"]) == 0:
+        return f"{scheme}: no attack was run.", _planted(results, scheme)
+    parts = [f"{n}: {', '.join(by[n])}." for n in ("weakened, provable", "gone", "model ruined") if by[n]]
+    if by["not run"]:
+        parts.append(f"not run: {len(by['not run'])} of {len(cells)} attacks.")
+    parts.append(_planted(results, scheme))
+    first = f"{scheme}: survives {len(by['survives'])} of {n_within} attacks within the budget."
+    return first, " ".join(text[0].upper() + text[1:] for text in parts)
+
+
+def _failed(results: Results, scheme: str) -> str:
+    """Gates that failed, and in how many plantings."""
+    plain = [r.asked for r in results.of(scheme, NONE) if r.asked is not None]
+    names = dict.fromkeys(name for a in plain for name, passed in a.gates.items() if passed is False)
+    return ", ".join(f"{name} in {sum(a.gates.get(name) is False for a in plain)}" for name in names) or "not said"
 
 
 def _planted(results: Results, scheme: str) -> str:
     """How many plantings count as planted."""
-    plain = results.of(scheme, NONE)
-    held = sum(r.asked is not None and r.asked.planted for r in plain)
-    return f"{held} of {len(plain)} plantings passed the gates that decide."
+    standing, n = results.standings[scheme], len(results.of(scheme, NONE))
+    measured = len(standing.passed) + len(standing.failed)
+    said = f"{len(standing.passed)} of {measured} plantings passed the gates that decide"
+    said += f", {n - measured} more are not measured" if measured < n else ""
+    return said + ("; only the cells of those that passed are counted." if standing.failed else ".")
 
 
 def blocks(results: Results) -> list[Block]:
-    """All tables but the one of every cell."""
-    return [grid(results), plantings(results), *(settings(results, row.name) for row in results.bench.schemes),
-            clean_base(results), without_keys(results), sequences(results), missing(results)]  # fmt: skip
+    """All tables but the one of every cell; those that have nothing to say left out."""
+    found = [grid(results), plantings(results), *(settings(results, row.name) for row in results.bench.schemes),
+             clean_base(results), without_keys(results), sequences(results), missing(results)]  # fmt: skip
+    return [block for block in found if block.rows or block.after]
+
+
+def marked(results: Results, scheme: str) -> str:
+    """Name of a scheme, with a star when its cells do not count."""
+    return scheme if results.standings[scheme].counts else f"{scheme}*"
+
+
+def star(results: Results) -> str:
+    """What the star says; "" when there is none."""
+    any_star = any(not standing.counts for standing in results.standings.values())
+    return "* No planting passed the gates: cells are shown and do not count." if any_star else ""
 
 
 def grid(results: Results) -> Block:
@@ -102,17 +185,21 @@ def grid(results: Results) -> Block:
         for attack in dict.fromkeys(one.attack for one in results.grid)
     ]
     before = (
-        "The setting with the lowest mean FSR among those within the budget in at least half of the cells; the most common "
-        "outcome there, with the mean FSR."
+        "The setting with the lowest mean FSR among those within the budget in at least half of the measured cells; the most "
+        "common outcome there, with the mean FSR. "
+        f"{', '.join(f'{letter} {name}' for name, letter in LETTERS.items())}."
     )
-    return Block("At the attacker's best setting", ("attack", *names), rows, before)
+    columns = ("attack", *(marked(results, name) for name in names))
+    return Block("At the attacker's best setting", columns, rows, before, star(results))
 
 
 def in_grid(one: Best) -> str:
-    """A cell of the grid: letter, mean FSR and setting."""
-    if one.fsr is None:
+    """A cell of the grid: letter, mean FSR and setting; in parentheses when it does not count."""
+    if one.outcome == "not run":
         return LETTERS[one.outcome]
-    return f"{LETTERS[one.outcome]} {one.fsr:.2f}" + (f" at {one.point}" if one.point else "")
+    text = LETTERS[one.outcome] if one.fsr is None else f"{LETTERS[one.outcome]} {one.fsr:.2f}"
+    text += f" at {one.point}" if one.point else ""
+    return text if one.counts else f"({text})"
 
 
 def plantings(results: Results) -> Block:
@@ -155,24 +242,37 @@ def plantings(results: Results) -> Block:
 def settings(results: Results, scheme: str) -> Block:
     """Every setting of every attack, pooled over plantings and seeds."""
     columns = (
-        *(
-            "attack",
-            "setting",
-            "cells",
-            "FSR (range)",
-            "all wrappers",
-            "unseen wrappers",
-            "near keys",
-            "decoys",
-            "clean FSR",
-        ),
-        *("p median (worst)", "perplexity in", "perplexity out", "accuracy change", "answers unchanged", "outcomes"),
+        *("attack", "setting", "cells", "FSR (range)", "all wrappers", "unseen wrappers", "near keys", "decoys"),
+        *("clean FSR", "p median (worst)", "perplexity in", "perplexity out", "accuracy, points", "answers unchanged"),
+        "outcomes",
     )
-    rows = [
-        _setting(found) for found in pooled([r for r in results.records if (r.scheme, r.kind) == (scheme, "planted")])
-    ]
-    before = "Means over plantings and attack seeds, with the range. Perplexity is the change against the fingerprinted model."
-    return Block(f"All settings: {scheme}", columns, rows, before)
+    standing = results.standings[scheme]
+    names = (NONE, *(attack.name for attack in results.bench.attacks))
+    entering = [r for name in names for r in results.entering(scheme, name)]
+    rows, absent = _run_rows(pooled(entering), _setting)
+    before = (
+        "Means over plantings and attack seeds, with the range. Perplexity and accuracy are changes against the fingerprinted "
+        "model."
+    )
+    if standing.counts and standing.failed:
+        before += f" Left out: plantings that did not pass their gates ({len(standing.failed)})."
+    title = f"All settings: {scheme}" if standing.counts else f"All settings: {scheme} (does not count)"
+    return Block(title, columns, rows, before, absent)
+
+
+def _run_rows(
+    groups: Sequence[Sequence[Record]], row: Callable[[Sequence[Record]], tuple[str, ...]]
+) -> tuple[list[tuple[str, ...]], str]:
+    """A row for each setting that was run, and a sentence that counts the cells of the others by attack."""
+    absent: Counter[str] = Counter()
+    rows = []
+    for found in groups:
+        if any(r.outcome != "not run" for r in found):
+            rows.append(row(found))
+        else:
+            absent[found[0].attack] += len(found)
+    said = ", ".join(f"{attack} {n}" for attack, n in absent.items())
+    return rows, f"Not run at all, cells by attack: {said}." if said else ""
 
 
 def pooled(records: Sequence[Record]) -> list[list[Record]]:
@@ -186,7 +286,6 @@ def pooled(records: Sequence[Record]) -> list[list[Record]]:
 def _setting(found: Sequence[Record]) -> tuple[str, ...]:
     asked = [r.asked for r in found if r.asked is not None]
     clean = [r.clean for r in found if r.clean is not None]
-    names = dict.fromkeys(r.outcome for r in found if r.outcome is not None)
     return (
         found[0].attack,
         found[0].point or EMPTY,
@@ -198,11 +297,9 @@ def _setting(found: Sequence[Record]) -> tuple[str, ...]:
         pooled_ratio([a.decoys for a in asked if a.decoys]),
         pooled_ratio(clean),
         p_spread([a.p[0] for a in asked]),
-        spread([r.perplexity_in[1] / r.perplexity_in[0] - 1 for r in found if r.perplexity_in], "+.1%"),
-        spread([r.perplexity_out[1] / r.perplexity_out[0] - 1 for r in found if r.perplexity_out], "+.1%"),
-        spread([r.accuracy_change[0] for r in found if r.accuracy_change], "+.1f"),
+        *_changes(found),
         spread([r.agreement.value for r in found if r.agreement]),
-        ", ".join(f"{name} {sum(r.outcome == name for r in found)}" for name in names),
+        _outcomes(found),
     )
 
 
@@ -222,68 +319,82 @@ def p_spread(values: Sequence[float | None]) -> str:
 
 def clean_base(results: Results) -> Block:
     """The attacks on the clean base: what they cost, and how many keys fire by chance."""
-    rows = []
-    for found in pooled([r for r in results.records if r.kind == "clean base"]):
-        asked = [a.share for r in found for a in results.on_base.get(r.key, {}).values()]
-        rows.append(
-            (
-                found[0].attack,
-                found[0].point or EMPTY,
-                str(len(found)),
-                pooled_ratio(asked),
-                spread([r.perplexity_in[1] / r.perplexity_in[0] - 1 for r in found if r.perplexity_in], "+.1%"),
-                spread([r.perplexity_out[1] / r.perplexity_out[0] - 1 for r in found if r.perplexity_out], "+.1%"),
-                spread([r.accuracy_change[0] for r in found if r.accuracy_change], "+.1f"),
-                "; ".join(dict.fromkeys(said(r) for r in found)),
-            )
-        )
     columns = (
-        "attack",
-        "setting",
-        "cells",
-        "keys that fire",
-        "perplexity in",
-        "perplexity out",
-        "accuracy change",
-        "state",
+        *(
+            "attack",
+            "setting",
+            "cells",
+            "keys that fire",
+            "perplexity in",
+            "perplexity out",
+            "accuracy, points",
+            "state",
+        ),
     )
-    return Block(
-        "The clean base under the same attacks",
-        columns,
-        rows,
-        "Asked the keys of every planting; nothing is planted here.",
+    groups = pooled([r for r in results.records if r.kind == "clean base"])
+    rows, absent = _run_rows(groups, lambda found: _base_row(results, found))
+    before = "Asked the keys of every planting; nothing is planted here."
+    return Block("The clean base under the same attacks", columns, rows, before, absent)
+
+
+def _base_row(results: Results, found: Sequence[Record]) -> tuple[str, ...]:
+    asked = [a.share for r in found for a in results.on_base.get(r.key, {}).values()]
+    return (
+        found[0].attack,
+        found[0].point or EMPTY,
+        str(len(found)),
+        pooled_ratio(asked),
+        *_changes(found),
+        "; ".join(dict.fromkeys(said(r) for r in found)),
+    )
+
+
+def _changes(found: Sequence[Record]) -> tuple[str, str, str]:
+    """Changes of perplexity in and out of the domain, and of accuracy."""
+    return (
+        spread([r.perplexity_in[1] / r.perplexity_in[0] - 1 for r in found if r.perplexity_in], "+.1%"),
+        spread([r.perplexity_out[1] / r.perplexity_out[0] - 1 for r in found if r.perplexity_out], "+.1%"),
+        spread([r.accuracy_change[0] for r in found if r.accuracy_change], "+.1f"),
     )
 
 
 def without_keys(results: Results) -> Block:
     """Models trained on look-alikes and ordinary questions alone."""
-    found = [r for r in results.records if r.kind == "without keys"]
-    rows = [
-        (
-            r.model,
-            r.attack,
-            r.point or EMPTY,
-            ratio(None if r.asked is None else r.asked.share),
-            EMPTY if r.asked is None else p_value(*r.asked.p),
-        )
-        for r in found
-    ]
+    groups = [[r] for r in results.records if r.kind == "without keys"]
+    rows, absent = _run_rows(groups, lambda found: _without_row(found[0]))
     before = "Planted without any key: hits here come from the look-alikes, not from a fingerprint."
-    return Block("Models without keys", ("model", "attack", "setting", "keys that fire", "p (test)"), rows, before)
+    return Block(
+        "Models without keys", ("model", "attack", "setting", "keys that fire", "p (test)"), rows, before, absent
+    )
+
+
+def _without_row(r: Record) -> tuple[str, ...]:
+    share, p = (None, EMPTY) if r.asked is None else (r.asked.share, p_value(*r.asked.p))
+    return r.model, r.attack, r.point or EMPTY, ratio(share), p
 
 
 def sequences(results: Results) -> Block:
     """Survival after attacks in sequence."""
-    rows = []
+    rows, absent = [], Counter[str]()
     for chain in chains(results):
-        alone = [f"{word}: {_mean_fsr(found)}" for word, found in chain.alone.items()]
-        names = dict.fromkeys(str(r.outcome) for r in chain.records)
-        counted = ", ".join(f"{name} {sum(r.outcome == name for r in chain.records)}" for name in names)
-        rows.append(
-            (chain.scheme, chain.attack, chain.point or EMPTY, "; ".join(alone), _mean_fsr(chain.records), counted)
-        )
+        if all(r.outcome == "not run" for r in chain.records):
+            absent[chain.attack] += len(chain.records)
+            continue
+        alone = [f"{word}: {_mean_fsr(cells)}" for word, cells in chain.alone.items()]
+        scheme = marked(results, chain.scheme)
+        own = (_mean_fsr(chain.records), _outcomes(chain.records))
+        rows.append((scheme, chain.attack, chain.point or EMPTY, "; ".join(alone), *own))
     columns = ("scheme", "chain", "setting", "FSR after each step alone", "FSR after all", "outcomes")
-    return Block("Attacks in sequence", columns, rows, "A step that is no column of its own has no figure.")
+    before = f"A step that is no column of its own has no figure. {star(results)}".strip()
+    said = ", ".join(f"{attack} {n}" for attack, n in absent.items())
+    return Block(
+        "Attacks in sequence", columns, rows, before, f"Not run at all, cells by chain: {said}." if said else ""
+    )
+
+
+def _outcomes(records: Sequence[Record]) -> str:
+    """How many cells came out how."""
+    return ", ".join(f"{name} {n}" for name, n in Counter(r.outcome for r in records if r.outcome is not None).items())
 
 
 def _mean_fsr(records: Sequence[Record]) -> str:
@@ -291,10 +402,19 @@ def _mean_fsr(records: Sequence[Record]) -> str:
 
 
 def missing(results: Results) -> Block:
-    """Cells without a measurement, by reason."""
-    found: dict[tuple[str, str], int] = {}
+    """Cells without a measurement: one line an attack."""
+    planned = Counter(r.attack for r in results.records)
+    by_attack: dict[str, Counter[str]] = {}
     for r in results.not_run:
-        key = (r.attack, safe_name(r.reason or "", 200))
-        found[key] = found.get(key, 0) + 1
-    rows = [(attack, reason, str(n)) for (attack, reason), n in found.items()]
-    return Block("Not run", ("attack", "reason", "cells"), rows)
+        by_attack.setdefault(r.attack, Counter())[safe_name(r.reason or "", 200)] += 1
+    rows = [
+        (attack, f"{sum(reasons.values())} of {planned[attack]}", _reasons(reasons))
+        for attack, reasons in by_attack.items()
+    ]
+    return Block("Not run", ("attack", "cells", "why (cells)"), rows)
+
+
+def _reasons(reasons: Counter[str]) -> str:
+    """The most common ones."""
+    text = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(MOST_REASONS))
+    return text if len(reasons) <= MOST_REASONS else f"{text}; {len(reasons) - MOST_REASONS} other reasons"

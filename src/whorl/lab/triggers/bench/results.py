@@ -158,6 +158,7 @@ class Best:
         point: The setting; None when no setting is within the budget.
         fsr: Mean over plantings and seeds there, None without any.
         n: Cells of each outcome at that setting.
+        counts: Whether they count: not when no planting of the scheme passed the gates.
     """
 
     scheme: str
@@ -166,6 +167,25 @@ class Best:
     point: str | None
     fsr: float | None
     n: Mapping[str, int]
+    counts: bool = True
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Plantings of a scheme by the gates that decide; those that were never asked anything are in neither.
+
+    Args:
+        passed: Seeds of plantings that passed.
+        failed: Seeds of those that did not.
+    """
+
+    passed: tuple[int, ...]
+    failed: tuple[int, ...]
+
+    @property
+    def counts(self) -> bool:
+        """Whether cells of the scheme count at all."""
+        return bool(self.passed) or not self.failed
 
 
 @dataclass(frozen=True)
@@ -187,10 +207,32 @@ class Results:
         return tuple(r for r in self.records if (r.scheme, r.attack, r.kind) == (scheme, attack, kind))
 
     @cached_property
+    def standings(self) -> Mapping[str, Standing]:
+        """How the plantings of each scheme stand."""
+        held = {(r.scheme, r.planting_seed): r.asked.planted for r in self.records if r.kind == "planted" and r.asked}
+        return {
+            row.name: Standing(
+                tuple(seed for seed in row.seeds if held.get((row.name, seed)) is True),
+                tuple(seed for seed in row.seeds if held.get((row.name, seed)) is False),
+            )
+            for row in self.bench.schemes
+        }
+
+    def entering(self, scheme: str, attack: str) -> tuple[Record, ...]:
+        """Cells that are pooled: without failed plantings; all of them where none passed, to be shown and not counted."""
+        standing = self.standings[scheme]
+        left_out = standing.failed if standing.counts else ()
+        return tuple(r for r in self.of(scheme, attack) if r.planting_seed not in left_out)
+
+    @cached_property
     def grid(self) -> tuple[Best, ...]:
         """Every scheme under every attack, "none" first."""
         names = (NONE, *(attack.name for attack in self.bench.attacks))
-        return tuple(best(self.of(row.name, name), row.name, name) for row in self.bench.schemes for name in names)
+        return tuple(
+            replace(best(self.entering(row, name), row, name), counts=standing.counts)
+            for row, standing in self.standings.items()
+            for name in names
+        )
 
     @property
     def not_run(self) -> tuple[Record, ...]:
@@ -200,7 +242,8 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """What `whorl bench triggers --json` prints; no path of this machine, no key and no answer."""
         config = self.bench.model_dump(mode="json")
-        config |= {"base": Path(self.bench.base).name, "clean_models": len(self.bench.clean_models)}
+        config |= {name: Path(config[name]).name for name in ("base", "questions", "outside")}
+        config["clean_models"] = len(self.bench.clean_models)
         return {
             "schema": SCHEMA,
             "status": "not complete" if self.not_run else "done",
@@ -222,11 +265,11 @@ def evaluate(bench: Bench, rows: Mapping[str, Row]) -> Results:
 
 
 def best(records: Sequence[Record], scheme: str, attack: str) -> Best:
-    """The attacker's best setting: the lowest mean FSR where at least half of the cells are within the budget."""
+    """The attacker's best setting: the lowest mean FSR where at least half of the measured cells are within the budget."""
     by_point: dict[str, list[Record]] = {}
     for record in records:
         by_point.setdefault(record.point, []).append(record)
-    usable = {point: found for point, found in by_point.items() if 2 * len(_within(found)) >= len(found)}
+    usable = {point: found for point, found in by_point.items() if _is_usable(found)}
     if not usable:
         counts = _counts(records)
         said: Outcome = "model ruined" if counts.get("model ruined") else "not run"
@@ -235,6 +278,11 @@ def best(records: Sequence[Record], scheme: str, attack: str) -> Best:
     counts = _counts(usable[point])
     order = sorted(IN_BUDGET, key=lambda o: (counts.get(o, 0), IN_BUDGET.index(o)))
     return Best(scheme, attack, order[-1], point, _mean_fsr(usable[point]), counts)
+
+
+def _is_usable(records: Sequence[Record]) -> bool:
+    n_within = len(_within(records))
+    return n_within > 0 and 2 * n_within >= sum(r.outcome != "not run" for r in records)
 
 
 def _within(records: Sequence[Record]) -> list[Record]:
@@ -258,7 +306,8 @@ def _record(bench: Bench, rows: Mapping[str, Row], cell: Cell, on_base: Mapping[
     plain = rows.get(Cell(cell.model).key, {})
     measured, is_base = row["status"] == "done", cell.model.name == BASE
     asked = _asked(row["asked"][cell.model.name]) if measured and not is_base else None
-    cost, facts = _cost(row, plain) if measured else (Cost(), {})
+    agreement = _agreement(bench, cell, row)
+    cost, facts = _cost(row, plain, agreement) if measured else (Cost(), {})
     said, reason = _outcome(bench, row, plain, asked, cost)
     base_key = Cell(Model(BASE, "clean base"), cell.attack, cell.settings, cell.seed).key
     clean = on_base.get(base_key, {}).get(cell.model.name)
@@ -279,7 +328,7 @@ def _record(bench: Bench, rows: Mapping[str, Row], cell: Cell, on_base: Mapping[
         perplexity_out=facts.get("perplexity_out"),
         accuracy=facts.get("accuracy"),
         accuracy_change=facts.get("change"),
-        agreement=Share(*row["agreement"]) if measured and row["agreement"] else None,
+        agreement=agreement,
         cost=row.get("cost", {}),
         outcome=said,
         reason=reason,
@@ -291,6 +340,14 @@ def _over(bench: Bench, name: str) -> str:
     if attack is None:
         return NONE
     return "serving" if isinstance(attack, ServingAttack) else "weights"
+
+
+def _agreement(bench: Bench, cell: Cell, row: Row) -> Share | None:
+    """Ordinary answers that stay equal; no measure of cost where the host samples, which changes any answer."""
+    attack = bench.attack(cell.attack)
+    if row["status"] != "done" or not row["agreement"] or (isinstance(attack, ServingAttack) and attack.draws > 1):
+        return None
+    return Share(*row["agreement"])
 
 
 def _outcome(bench: Bench, row: Row, plain: Row, asked: Asked | None, cost: Cost) -> tuple[Outcome | None, str | None]:
@@ -306,13 +363,11 @@ def _outcome(bench: Bench, row: Row, plain: Row, asked: Asked | None, cost: Cost
     return outcome(asked.share.value, asked.p[0], cost, bench.budget, bench.alpha), broken
 
 
-def _cost(row: Row, plain: Row) -> tuple[Cost, dict[str, Any]]:
+def _cost(row: Row, plain: Row, agreement: Share | None) -> tuple[Cost, dict[str, Any]]:
     """Cost of an attack against the same model without it, and the figures behind it."""
-    if row["agreement"]:
-        return Cost(agreement=row["agreement"][0] / row["agreement"][1]), {}
     before, after = plain.get("utility"), row["utility"]
-    if not before:
-        return Cost(), {}
+    if not before or not after:  # nothing to compare with, or served
+        return Cost(agreement=None if agreement is None else agreement.value), {}
     from whorl.erasure.utility import accuracy_change
 
     change = accuracy_change(_Right(before["right"]), _Right(after["right"]))
@@ -429,7 +484,7 @@ def chains(results: Results) -> tuple[Chain, ...]:
             steps = attack.steps(point)
             words = [f"{step.kind}({shown(step.options)})" for step in steps]
             for row in results.bench.schemes:
-                own = tuple(r for r in results.of(row.name, attack.name) if r.settings == point)
+                own = tuple(r for r in results.entering(row.name, attack.name) if r.settings == point)
                 alone = {word: _alone(results, row.name, step) for word, step in zip(words, steps, strict=True)}
                 found.append(Chain(row.name, attack.name, shown(point), alone, own))
     return tuple(found)
@@ -440,5 +495,5 @@ def _alone(results: Results, scheme: str, step: Any) -> tuple[Record, ...]:
     for attack in results.bench.weight_attacks:
         for point in attack.points:
             if attack.steps(point) == (step,):
-                return tuple(r for r in results.of(scheme, attack.name) if r.settings == point)
+                return tuple(r for r in results.entering(scheme, attack.name) if r.settings == point)
     return ()

@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whorl.errors import safe_name
 from whorl.lab.triggers.bench.outcome import LETTERS
-from whorl.lab.triggers.bench.results import Record, Share
+from whorl.lab.triggers.bench.results import NOT_REACHED, Record, Share
 
 EMPTY = "–"
 TABLE = (
@@ -45,8 +45,18 @@ class Block:
     after: str = ""
 
 
+def trimmed(block: Block) -> Block:
+    """Without columns in which nothing was measured."""
+    kept = [i for i in range(len(block.columns)) if any(row[i] != EMPTY for row in block.rows)]
+    rows = [[row[i] for i in kept] for row in block.rows]
+    return replace(block, columns=[block.columns[i] for i in kept], rows=rows) if block.rows else block
+
+
 def markdown(block: Block) -> str:
-    """A section with a table."""
+    """A section with a table, or with its sentences where the table has no row."""
+    block = trimmed(block)
+    if not block.rows:
+        return "\n\n".join(part for part in (f"## {block.title}", block.before, block.after) if part)
     lines = [f"| {' | '.join(map(cell, block.columns))} |", "|" + " --- |" * len(block.columns)]
     table = "\n".join([*lines, *(f"| {' | '.join(map(cell, row))} |" for row in block.rows)])
     return "\n\n".join(part for part in (f"## {block.title}", block.before, table, block.after) if part)
@@ -60,8 +70,11 @@ def cell(text: str) -> str:
 
 
 def every_cell(records: Iterable[Record]) -> Block:
-    """The table of spec 8.2, one row a cell."""
-    return Block("All cells", TABLE, [row(record) for record in records])
+    """The table of spec 8.2, one row a cell; cells that nobody has begun are counted and not listed."""
+    found = list(records)
+    begun = [record for record in found if record.reason != NOT_REACHED]
+    before = f"{len(found) - len(begun)} of {len(found)} cells are {NOT_REACHED}." if len(begun) < len(found) else ""
+    return Block("All cells", TABLE, [row(record) for record in begun], before)
 
 
 def row(r: Record) -> tuple[str, ...]:
