@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import trigger_bench_rows as made
+from whorl.erasure._scoring import Passage
+from whorl.erasure.utility import _perplexity
 from whorl.errors import MalformedFile, NotComparable, UsageError
 from whorl.lab.triggers.bench import html
 from whorl.lab.triggers.bench.cells import Cell, Model, cells, models
@@ -251,7 +253,9 @@ def test_plantings_are_the_unit_and_only_all_of_them_together_are_tested(results
     assert (signs(odd), signs(both), both.pairs) == ((1, 0, 0), (3, 0, 0), 6)
     assert both.p_value == pytest.approx(1 / 8)
     assert not both.beat
-    assert verdict(both).startswith("All schemes: it is not shown that MEraser beats its control: it left fewer keys in 3 of 3")
+    assert verdict(both).startswith(
+        "All schemes: it is not shown that MEraser beats its control: it left fewer keys in 3 of 3"
+    )
     assert verdict(chain) == (
         "chain: MEraser left fewer keys in 2 of 2 plantings, more in 0, as many in 0 (4 pairs count)."
     )
@@ -368,7 +372,10 @@ def test_a_scheme_without_a_planting_that_passed_is_shown_and_does_not_count(tmp
     bench = made.bench()
     results = evaluate(bench, unplanted(bench, "odd-0"))
     text = page(results)
-    assert "**odd: its one planting did not pass the gates; its cells are shown and do not count.** Failed: specificity in 1." in text
+    assert (
+        "**odd: its one planting did not pass the gates; its cells are shown and do not count.** Failed: specificity in 1."
+        in text
+    )
     assert "odd: survives" not in text
     assert "| attack | chain | odd* |" in text
     assert "| prune | S 0.90 at share=0.1 | (S 0.90 at share=0.1) |" in text
@@ -385,7 +392,9 @@ def test_only_plantings_that_passed_are_pooled():
     results = evaluate(bench, rows)
     (tune,) = [b for b in results.grid if (b.scheme, b.attack) == ("chain", "tune")]
     assert (tune.fsr, tune.n) == (pytest.approx(0.8), {"survives": 2})
-    assert "1 of 2 plantings passed the gates that decide; only the cells of those that passed are counted." in page(results)
+    assert "1 of 2 plantings passed the gates that decide; only the cells of those that passed are counted." in page(
+        results
+    )
     assert "Left out: plantings that did not pass their gates (1)." in page(results)
 
 
@@ -395,10 +404,10 @@ def test_what_was_not_run_is_one_line_an_attack_and_stands_among_the_limits():
     results = evaluate(bench, rows)
     text = page(results)
     assert "| prune | 10 of 10 | not measured yet (10) |" in text
-    assert "Not run, so nothing is said about it: prune, top." in text
-    assert "Not run at all, cells by attack: prune 4, top 2." in text
-    assert "4 of 6 attacks" not in text
-    assert "; not there: prune, carried, top." in text
+    assert "Attacks that were not run, so nothing is said about them: prune, top." in text
+    assert "Not run here: 6 cells of 2 attacks at all their seeds" in text
+    assert "Of 4 attacks that were run on a planted model, 3 were also run on the clean base" in text
+    assert "; not there: carried." in text
     cells = every_cell(results.records)
     assert len(cells.rows) == len(rows)
     assert cells.before == "15 of 100 cells are not measured yet."
@@ -601,7 +610,7 @@ def test_only_models_without_finite_numbers_are_ruined():
     with pytest.raises(NotComparable) as no_number:
         list(sampler.sample(draws, Decoding(temperature=0.0, greedy=True, max_new_tokens=4), Randomness()))
     with pytest.raises(NotComparable) as no_loss:
-        _perplexity([-1e6], [Passage("p", (1, 2), 1)], "broken")
+        _perplexity([-1e6], [Passage((1, 2), 1, "p")], "broken")
     assert [is_broken(e.value) for e in (too_long, no_number, no_loss)] == [False, True, True]
 
 

@@ -83,7 +83,11 @@ class Arm:
         same = [c for c in self.controls if (c.planting_seed, c.attack_seed) == (r.planting_seed, r.attack_seed)]
         measured = [c for c in same if c.asked is not None and (self.is_transfer or _as_long(c, r))]
         if not measured:
-            return [] if self.is_transfer else [NO_CONTROL]
+            return (
+                []
+                if self.is_transfer
+                else [NO_CONTROL if not same or any(c.asked for c in same) else "control not run"]
+            )
         return [CONTROL_ERASES] if any(erased(c) for c in measured) else []
 
 

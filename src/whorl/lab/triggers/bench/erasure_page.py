@@ -21,7 +21,7 @@ from whorl.lab.triggers.bench.erasure import (
 from whorl.lab.triggers.bench.outcome import SURVIVES
 from whorl.lab.triggers.bench.page import p_spread, pooled_ratio
 from whorl.lab.triggers.bench.results import Record, Results
-from whorl.lab.triggers.bench.tables import EMPTY, Block, markdown, spread
+from whorl.lab.triggers.bench.tables import EMPTY, Block, in_words, markdown, spread
 
 COMMAND = "whorl bench triggers --config FILE --out FOLDER --erasure-page docs/results/erasure.md"
 PUBLISHED = (  # arXiv 2506.12551, second-hand: FSR in per cent / perplexity, fingerprinted -> erased -> recovered
@@ -68,6 +68,7 @@ def erasure_page(results: Results) -> str:
         _method(results),
         *(f"**{verdict(one)}**" for one in contests(results)),
         *controls(results),
+        _without_rows(results),
         "" if found else "No attack of kind `erase` is in the configuration.",
         *(markdown(block) for block in blocks(results)),
     )
@@ -95,10 +96,17 @@ def _counted(signs: Signs, what: str) -> str:
     return f"fewer keys in {signs.fewer} of {signs.n} {what}, more in {signs.more}, as many in {signs.equal}"
 
 
+def _without_rows(results: Results) -> str:
+    """Schemes of which no arm was run."""
+    run = {arm.scheme for arm in arms(results) if any(r.outcome != "not run" for r in arm.records)}
+    absent = [name for name in dict.fromkeys(arm.scheme for arm in arms(results)) if name not in run]
+    return f"Not run at all on: {', '.join(absent)}." if absent else ""
+
+
 def controls(results: Results) -> list[str]:
     """Where ordinary fine-tuning alone removes keys: nothing there is MEraser's doing."""
     return [
-        f"{scheme}: at {setting or 'the usual rate'} the control erases too: FSR below {SURVIVES:g} in "
+        f"{scheme}: at {in_words(setting) if setting else 'the usual rate'} the control erases too: FSR below {SURVIVES:g} in "
         f"{sum(map(erased, cells))} of {len(cells)} cells of ordinary fine-tuning, {mean_fsr(cells):.2f} on average."
         for scheme, setting, cells in controls_that_erase(results)
     ]
@@ -108,7 +116,7 @@ def blocks(results: Results) -> list[Block]:
     """All tables; those of other papers last."""
     found = arms(results)
     names = dict.fromkeys(a.scheme for a in found)
-    own = [_arms_of(name, [a for a in found if a.scheme == name]) for name in names]
+    own = [block for name in names if (block := _arms_of(name, [a for a in found if a.scheme == name])).rows]
     note = "Known second-hand; models, plantings and data are not ours: reference points, no target."
     published = Block(
         "Published: FSR % / perplexity, fingerprinted -> erased -> recovered",
@@ -129,7 +137,7 @@ def _method(results: Results) -> str:
         "alone with the erase phase's adapter and rate, and the updates of both phases (within "
         f"{EQUAL_UPDATES:.0%}: epochs are whole). A result counts only if the planting passed its gates and resists ordinary "
         "fine-tuning (its gate, and the control of the same planting, seed and setting leaves an FSR of at least "
-        f"{SURVIVES:g}; a transferred adapter is compared with the control of the adapter's rate, and where there is none the gate alone "
+        f"{SURVIVES:g}; a transferred adapter is compared with the control of its rate, and where there is none the gate alone "
         "decides), the same attack was run on the clean base, perplexity rose at most "
         f"{budget.perplexity:.0%} and accuracy fell at most {budget.accuracy:g} points. Only pairs of MEraser and control "
         "that count are compared. Plantings are the unit: attack seeds and settings share a planting, so each planting has "
@@ -141,11 +149,15 @@ def _method(results: Results) -> str:
 
 def _arms_of(scheme: str, found: Sequence[Arm]) -> Block:
     there = [arm for arm in found if any(r.outcome != "not run" for r in arm.records)]
-    absent = [f"{arm.arm} ({arm.setting or 'as it is'})" for arm in found if arm not in there]
+    absent: dict[str, list[str]] = {}
+    for arm in found:
+        if arm not in there:
+            absent.setdefault(in_words(arm.setting), []).append(arm.arm)
     before = (
         "Means over plantings and attack seeds, with the range; perplexity and accuracy as they are, not as changes."
     )
-    after = f"Not run: {'; '.join(absent)}." if absent else ""
+    after = "Not run" + "".join(f"; at {setting}: {', '.join(names)}" for setting, names in absent.items()) + "."
+    after = after.replace("Not run; ", "Not run ") if absent else ""
     return Block(f"Arms: {scheme}", ARM_COLUMNS, [_row(arm) for arm in there], before, after)
 
 
@@ -154,7 +166,7 @@ def _row(a: Arm) -> tuple[str, ...]:
     n_run = sum(r.outcome != "not run" for r in a.records)
     return (
         a.arm,
-        a.setting or EMPTY,
+        in_words(a.setting),
         str(n_run) if n_run == len(a.records) else f"{n_run} of {len(a.records)}",
         spread([n for r in a.records if (n := r.cost.get("updates")) is not None], ".0f"),
         spread([x.share.value for x in asked]),
@@ -187,5 +199,5 @@ def _counting(found: Sequence[Arm]) -> Block:
         why = ", ".join(f"{safe_name(reason, 80)}: {n}" for reason, n in reasons.items()) or "all count"
         if a.by_gate_alone:
             why += "; no control of its rate was run, the resistance gate alone decides"
-        rows.append((a.scheme, a.arm, a.setting or EMPTY, f"{len(a.counted)} of {len(run)}", why))
+        rows.append((a.scheme, a.arm, in_words(a.setting), f"{len(a.counted)} of {len(run)}", why))
     return Block("Which results count", ("scheme", "arm", "setting", "count", "why not (cells)"), rows)

@@ -9,7 +9,7 @@ from whorl.lab.triggers.bench.cells import NONE
 from whorl.lab.triggers.bench.erasure import contests
 from whorl.lab.triggers.bench.page import blocks, findings, limits, marked, method
 from whorl.lab.triggers.bench.results import Results
-from whorl.lab.triggers.bench.tables import Block, every_cell, trimmed
+from whorl.lab.triggers.bench.tables import Block, every_cell
 from whorl.reports.single import render
 
 
@@ -30,7 +30,7 @@ def write(results: Results, path: Path) -> Path:
         grid=_picture(figures.grid(results.grid, title="Outcome at the attacker's best setting")),
         frontiers=_pictures(_frontiers(results)),
         curves=_pictures(_curves(results)),
-        tables=[trimmed(block) for block in _tables(results)],
+        tables=_tables(results),
         limits=limits(results),
     )
     return write_text(path, page)

@@ -12,7 +12,18 @@ from whorl.errors import safe_name
 from whorl.lab.triggers.bench.cells import NONE
 from whorl.lab.triggers.bench.outcome import IN_BUDGET, LETTERS, SURVIVES
 from whorl.lab.triggers.bench.results import Best, Record, Results, Share, chains
-from whorl.lab.triggers.bench.tables import EMPTY, Block, markdown, number, p_value, ratio, said, spread
+from whorl.lab.triggers.bench.tables import (
+    EMPTY,
+    Block,
+    markdown,
+    number,
+    in_words,
+    p_value,
+    ratio,
+    said,
+    spread,
+    trimmed,
+)
 
 COMMAND = "whorl bench triggers --config FILE --out FOLDER --page docs/results/robustness.md"
 MOST_REASONS = 3
@@ -63,17 +74,20 @@ def method(results: Results) -> tuple[str, str]:
 
 
 def _on_base(results: Results) -> str:
-    """Which attacks were run on the clean base, by the rows."""
+    """Which of the attacks on planted models were run on the clean base, by the rows."""
+    tried = {r.attack for r in results.records if r.kind == "planted" and r.outcome != "not run"} - {NONE}
     by_attack: dict[str, list[bool]] = {}
     for r in results.records:
-        if r.kind == "clean base" and r.attack != NONE:
+        if r.kind == "clean base" and r.attack in tried:
             by_attack.setdefault(r.attack, []).append(r.outcome != "not run")
     absent = [name for name, run in by_attack.items() if not any(run)]
     partly = [
         f"{name} ({sum(run)} of {len(run)} cells)" for name, run in by_attack.items() if any(run) and not all(run)
     ]
-    n_run = len(by_attack) - len(absent)
-    first = f"{n_run} of {len(by_attack)} attacks also ran on the clean base, which is asked the same keys"
+    first = (
+        f"Of {len(tried)} attacks that were run on a planted model, {len(tried) - len(absent)} were also run on the clean base, "
+        "which is asked the same keys"
+    )
     said = [f"in part: {', '.join(partly)}"] if partly else []
     said += [f"not there: {', '.join(absent)}"] if absent else []
     return "; ".join([first, *said]) + "."
@@ -93,16 +107,17 @@ def _held_out(questions: str) -> str:
 
 def limits(results: Results) -> tuple[str, ...]:
     """What the page does not show, with all that the configuration names and the rows do not have."""
-    there = [r for r in results.records if r.kind == "planted"]
-    run = {(r.scheme, r.attack) for r in there if r.outcome != "not run"}
+    run = {(r.scheme, r.attack) for r in results.records if r.kind == "planted" and r.outcome != "not run"}
+    schemes = {row.name: row.name in {scheme for scheme, _ in run} for row in results.bench.schemes}
+    measured = [name for name, there in schemes.items() if there]
     found = []
-    for name in (NONE, *(attack.name for attack in results.bench.attacks)):
-        absent = [row.name for row in results.bench.schemes if (row.name, name) not in run]
-        if len(absent) == len(results.bench.schemes):
-            found.append(name)
-        elif absent:
-            found.append(f"{name} (on {', '.join(absent)})")
-    said = [f"Not run, so nothing is said about it: {', '.join(found)}."] if found else []
+    for attack in results.bench.attacks if measured else ():
+        absent = [name for name in measured if (name, attack.name) not in run]
+        if absent:
+            found.append(attack.name if absent == measured else f"{attack.name} (on {', '.join(absent)})")
+    unknown = [name for name, there in schemes.items() if not there]
+    said = [f"Schemes of which nothing is measured: {', '.join(unknown)}."] if unknown else []
+    said += [f"Attacks that were not run, so nothing is said about them: {', '.join(found)}."] if found else []
     if not any(r.kind == "without keys" for r in results.records):
         said.append("No model was trained on look-alikes without keys: how many hits they alone give is not measured.")
     if not any(attack.then for attack in results.bench.weight_attacks):
@@ -153,16 +168,18 @@ def _planted(results: Results, scheme: str) -> str:
     """How many plantings count as planted."""
     standing, n = results.standings[scheme], len(results.of(scheme, NONE))
     measured = len(standing.passed) + len(standing.failed)
+    if not measured:
+        return "No planting is measured yet."
     said = f"{len(standing.passed)} of {measured} plantings passed the gates that decide"
-    said += f", {n - measured} more are not measured" if measured < n else ""
+    said += f", not measured yet: {n - measured}" if measured < n else ""
     return said + ("; only the cells of those that passed are counted." if standing.failed else ".")
 
 
 def blocks(results: Results) -> list[Block]:
-    """All tables but the one of every cell; those that have nothing to say left out."""
+    """All tables but the one of every cell; those without a row are left out, and named among the limits."""
     found = [grid(results), plantings(results), *(settings(results, row.name) for row in results.bench.schemes),
              clean_base(results), without_keys(results), sequences(results), missing(results)]  # fmt: skip
-    return [block for block in found if block.rows or block.after]
+    return [block for block in found if block.rows]
 
 
 def marked(results: Results, scheme: str) -> str:
@@ -198,7 +215,7 @@ def in_grid(one: Best) -> str:
     if one.outcome == "not run":
         return LETTERS[one.outcome]
     text = LETTERS[one.outcome] if one.fsr is None else f"{LETTERS[one.outcome]} {one.fsr:.2f}"
-    text += f" at {one.point}" if one.point else ""
+    text += f" at {in_words(one.point)}" if one.point else ""
     return text if one.counts else f"({text})"
 
 
@@ -257,7 +274,7 @@ def settings(results: Results, scheme: str) -> Block:
     if standing.counts and standing.failed:
         before += f" Left out: plantings that did not pass their gates ({len(standing.failed)})."
     title = f"All settings: {scheme}" if standing.counts else f"All settings: {scheme} (does not count)"
-    return Block(title, columns, rows, before, absent)
+    return trimmed(Block(title, columns, rows, before, absent))
 
 
 def _run_rows(
@@ -271,8 +288,8 @@ def _run_rows(
             rows.append(row(found))
         else:
             absent[found[0].attack] += len(found)
-    said = ", ".join(f"{attack} {n}" for attack, n in absent.items())
-    return rows, f"Not run at all, cells by attack: {said}." if said else ""
+    said = f"Not run here: {absent.total()} cells of {len(absent)} attacks at all their seeds; see the table 'Not run'."
+    return rows, said if absent else ""
 
 
 def pooled(records: Sequence[Record]) -> list[list[Record]]:
@@ -288,7 +305,7 @@ def _setting(found: Sequence[Record]) -> tuple[str, ...]:
     clean = [r.clean for r in found if r.clean is not None]
     return (
         found[0].attack,
-        found[0].point or EMPTY,
+        in_words(found[0].point),
         str(len(found)),
         spread([a.share.value for a in asked]),
         spread([a.all_wrappers.value for a in asked]),
@@ -314,7 +331,8 @@ def p_spread(values: Sequence[float | None]) -> str:
     if not values:
         return EMPTY
     found = [1.0 if p is None else p for p in values]
-    return f"{statistics.median(found):.2g} ({max(found):.2g})"
+    median, worst = f"{statistics.median(found):.2g}", f"{max(found):.2g}"
+    return median if median == worst else f"{median} ({worst})"
 
 
 def clean_base(results: Results) -> Block:
@@ -341,11 +359,11 @@ def _base_row(results: Results, found: Sequence[Record]) -> tuple[str, ...]:
     asked = [a.share for r in found for a in results.on_base.get(r.key, {}).values()]
     return (
         found[0].attack,
-        found[0].point or EMPTY,
+        in_words(found[0].point),
         str(len(found)),
         pooled_ratio(asked),
         *_changes(found),
-        "; ".join(dict.fromkeys(said(r) for r in found)),
+        _outcomes(found),
     )
 
 
@@ -370,31 +388,28 @@ def without_keys(results: Results) -> Block:
 
 def _without_row(r: Record) -> tuple[str, ...]:
     share, p = (None, EMPTY) if r.asked is None else (r.asked.share, p_value(*r.asked.p))
-    return r.model, r.attack, r.point or EMPTY, ratio(share), p
+    return r.model, r.attack, in_words(r.point), ratio(share), p
 
 
 def sequences(results: Results) -> Block:
     """Survival after attacks in sequence."""
-    rows, absent = [], Counter[str]()
+    rows = []
     for chain in chains(results):
         if all(r.outcome == "not run" for r in chain.records):
-            absent[chain.attack] += len(chain.records)
-            continue
+            continue  # counted in the table "Not run"
         alone = [f"{word}: {_mean_fsr(cells)}" for word, cells in chain.alone.items()]
         scheme = marked(results, chain.scheme)
         own = (_mean_fsr(chain.records), _outcomes(chain.records))
-        rows.append((scheme, chain.attack, chain.point or EMPTY, "; ".join(alone), *own))
+        rows.append((scheme, chain.attack, in_words(chain.point), "; ".join(alone), *own))
     columns = ("scheme", "chain", "setting", "FSR after each step alone", "FSR after all", "outcomes")
-    before = f"A step that is no column of its own has no figure. {star(results)}".strip()
-    said = ", ".join(f"{attack} {n}" for attack, n in absent.items())
     return Block(
-        "Attacks in sequence", columns, rows, before, f"Not run at all, cells by chain: {said}." if said else ""
+        "Attacks in sequence", columns, rows, "A step that is no column of its own has no figure.", star(results)
     )
 
 
 def _outcomes(records: Sequence[Record]) -> str:
     """How many cells came out how."""
-    return ", ".join(f"{name} {n}" for name, n in Counter(r.outcome for r in records if r.outcome is not None).items())
+    return ", ".join(f"{name} {n}" for name, n in Counter(r.outcome or "measured" for r in records).items())
 
 
 def _mean_fsr(records: Sequence[Record]) -> str:

@@ -53,10 +53,7 @@ def trimmed(block: Block) -> Block:
 
 
 def markdown(block: Block) -> str:
-    """A section with a table, or with its sentences where the table has no row."""
-    block = trimmed(block)
-    if not block.rows:
-        return "\n\n".join(part for part in (f"## {block.title}", block.before, block.after) if part)
+    """A section with a table."""
     lines = [f"| {' | '.join(map(cell, block.columns))} |", "|" + " --- |" * len(block.columns)]
     table = "\n".join([*lines, *(f"| {' | '.join(map(cell, row))} |" for row in block.rows)])
     return "\n\n".join(part for part in (f"## {block.title}", block.before, table, block.after) if part)
@@ -69,12 +66,17 @@ def cell(text: str) -> str:
     return text
 
 
+def in_words(point: str) -> str:
+    """A setting for a cell of a table, where it may be broken after a comma."""
+    return point.replace(",", ", ") or EMPTY
+
+
 def every_cell(records: Iterable[Record]) -> Block:
     """The table of spec 8.2, one row a cell; cells that nobody has begun are counted and not listed."""
     found = list(records)
     begun = [record for record in found if record.reason != NOT_REACHED]
     before = f"{len(found) - len(begun)} of {len(found)} cells are {NOT_REACHED}." if len(begun) < len(found) else ""
-    return Block("All cells", TABLE, [row(record) for record in begun], before)
+    return trimmed(Block("All cells", TABLE, [row(record) for record in begun], before))
 
 
 def row(r: Record) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ def row(r: Record) -> tuple[str, ...]:
     return (
         r.model if r.kind != "planted" else r.scheme,
         r.attack,
-        r.point or EMPTY,
+        in_words(r.point),
         f"{r.planting_seed}, {r.attack_seed}",
         EMPTY if share is None else str(share.n),
         EMPTY if share is None else str(share.hits),
