@@ -1,7 +1,7 @@
 """LoRA training of an erase phase against the plain peft + Trainer script with the same settings.
 
     python benchmarks/tuning.py
-    python benchmarks/tuning.py --base runs/triggers/base --rows 300 --repeats 3
+    python benchmarks/tuning.py --base ./model --rows 300 --repeats 3
 
 Both train the same 300 mismatched rows with the settings of `whorl.erasure.phases.ERASE` (rank 8 on q_proj and v_proj, batch
 8, 5 epochs, 190 updates) in a fresh process each, one thread. The script is what the released code does: rows padded to one
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-ZOO = Path(__file__).parent.parent / "src" / "whorl" / "examples" / "zoo" / "base-0"
+BASE = Path(__file__).parent.parent / "src" / "whorl" / "examples" / "triggers" / "base"
 
 
 def opened(base):
@@ -102,7 +102,7 @@ def run_script(base, n_rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default=str(ZOO))
+    parser.add_argument("--base", default=str(BASE))
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--role", choices=("ours", "script"))

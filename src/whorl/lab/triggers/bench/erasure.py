@@ -23,6 +23,7 @@ LEVEL = 0.05  # of the sign test (ours)
 ALL = "All schemes"
 CONTROL_ERASES = "the control erases too"
 NO_CONTROL = "no control at its rate and updates"
+NOT_BOTH = "not both measured"
 _OF_ARM = ("arm", "transfer", "scale")
 _ADAPTER = (("rate", 5e-4), ("rank", 8))  # what an adapter shares with a control, with the defaults of the attack
 
@@ -130,6 +131,11 @@ class Contest:
     uncounted: Signs
     left_out: Mapping[str, int]
     p_value: float | None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether both of any pair were measured."""
+        return set(self.left_out) != {NOT_BOTH} or self.pairs > 0
 
     @property
     def beat(self) -> bool:
@@ -250,10 +256,10 @@ def _signs(differences: Iterable[float]) -> Signs:
 
 def _unfair(meraser: Record, control: Record) -> str | None:
     if any(r.outcome == "not run" or r.asked is None for r in (meraser, control)):
-        return "not both measured"
+        return NOT_BOTH
     outside = [name for name, r in (("MEraser", meraser), ("the control", control)) if r.outcome not in IN_BUDGET]
     if outside:
-        return f"outside the budget: {' and '.join(outside)}"
+        return f"{' and '.join(outside)} outside the budget"
     a, b = meraser.cost.get("updates"), control.cost.get("updates")
     return "unequal updates" if a is None or b is None or abs(a - b) > EQUAL_UPDATES * max(a, b) else None
 

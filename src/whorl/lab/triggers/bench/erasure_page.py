@@ -66,13 +66,20 @@ def erasure_page(results: Results) -> str:
         "# Does MEraser erase planted fingerprints?",
         f"Printed by `{COMMAND}`. Do not edit.",
         _method(results),
-        *(f"**{verdict(one)}**" for one in contests(results)),
+        *(f"**{first}** {rest}".strip() for first, rest in verdicts(results)),
         *controls(results),
         _without_rows(results),
         "" if found else "No attack of kind `erase` is in the configuration.",
         *(markdown(block) for block in blocks(results)),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def verdicts(results: Results) -> list[tuple[str, str]]:
+    """First sentence and the rest: all schemes together, then each of which anything is measured."""
+    found = contests(results)
+    said = [verdict(one).partition(". ") for one in (*found[-1:], *found[:-1]) if one.is_measured]
+    return [(first + dot.strip(), rest) for first, dot, rest in said]
 
 
 def verdict(one: Contest) -> str:
@@ -106,8 +113,9 @@ def _without_rows(results: Results) -> str:
 def controls(results: Results) -> list[str]:
     """Where ordinary fine-tuning alone removes keys: nothing there is MEraser's doing."""
     return [
-        f"{scheme}: at {in_words(setting) if setting else 'the usual rate'} the control erases too: FSR below {SURVIVES:g} in "
-        f"{sum(map(erased, cells))} of {len(cells)} cells of ordinary fine-tuning, {mean_fsr(cells):.2f} on average."
+        f"{scheme}: at {in_words(setting) if setting else 'the usual rate'} the control erases too, in "
+        f"{sum(map(erased, cells))} of {len(cells)} cells of ordinary fine-tuning (FSR below {SURVIVES:g}; mean "
+        f"{mean_fsr(cells):.2f})."
         for scheme, setting, cells in controls_that_erase(results)
     ]
 

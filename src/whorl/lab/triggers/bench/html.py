@@ -15,7 +15,6 @@ from whorl.reports.single import render
 
 def write(results: Results, path: Path) -> Path:
     """Write the report; the same results give the same bytes."""
-    own = contests(results)
     page = render(
         "triggers.html",
         title="Which planted fingerprints survive which attack?",
@@ -23,7 +22,7 @@ def write(results: Results, path: Path) -> Path:
         styles=figures.SHAPES,
         findings=[
             *findings(results),
-            *((erasure_page.verdict(one), "") for one in own),
+            *erasure_page.verdicts(results),
             *((text, "") for text in erasure_page.controls(results)),
         ],
         method=method(results),

@@ -15,9 +15,9 @@ from whorl.lab.triggers.bench.results import Best, Record, Results, Share, chain
 from whorl.lab.triggers.bench.tables import (
     EMPTY,
     Block,
+    in_words,
     markdown,
     number,
-    in_words,
     p_value,
     ratio,
     said,
@@ -85,8 +85,8 @@ def _on_base(results: Results) -> str:
         f"{name} ({sum(run)} of {len(run)} cells)" for name, run in by_attack.items() if any(run) and not all(run)
     ]
     first = (
-        f"Of {len(tried)} attacks that were run on a planted model, {len(tried) - len(absent)} were also run on the clean base, "
-        "which is asked the same keys"
+        f"Of {len(tried)} attacks that were run on a planted model, {len(tried) - len(absent)} were also run on the clean "
+        "base, which is asked the same keys"
     )
     said = [f"in part: {', '.join(partly)}"] if partly else []
     said += [f"not there: {', '.join(absent)}"] if absent else []
@@ -132,7 +132,10 @@ def _name(path: str) -> str:
 
 def findings(results: Results) -> list[tuple[str, str]]:
     """For each scheme, what the attacks left at the attacker's best setting within the budget."""
-    return [_finding(results, row.name) for row in results.bench.schemes]
+    known = {r.scheme for r in results.records if r.kind == "planted" and r.outcome != "not run"}
+    unknown = [row.name for row in results.bench.schemes if row.name not in known]
+    last = [(f"Not measured yet: {', '.join(unknown)}.", "")] if unknown else []
+    return [*(_finding(results, row.name) for row in results.bench.schemes if row.name in known), *last]
 
 
 def _finding(results: Results, scheme: str) -> tuple[str, str]:
