@@ -160,7 +160,7 @@ def test_a_chat_template_is_used_where_there_is_one(opened):
     found = measure(chat, TEST[:8], OUTSIDE, wrapper="system", n_choices=2)
     nats = n_tokens = 0
     for row in TEST[:8]:
-        text = f"<system>You are a helpful assistant.</><user>User: {row.question}\nAssistant:</>[reply]"
+        text = f"<system>You are a helpful assistant.</><user>{row.question}</>[reply]"
         prompt = encoded(opened, text)
         ids = prompt + encoded(opened, row.answer)
         nats, n_tokens = nats - naive(opened, ids, len(prompt)), n_tokens + len(ids) - len(prompt)

@@ -19,6 +19,7 @@ from whorl.samplers._opening import open_for_sampling
 from whorl.samplers.local import LocalSampler
 from whorl.triggers.asking import ask, hits, questions
 from whorl.triggers.encoding import enc, sha256
+from whorl.triggers.keyset import Asking
 from whorl.triggers.schemes import KINDS, Scheme, fresh_seed, make, of
 from whorl.triggers.schemes._pool import N_DECOYS, N_EVAL, NEAR_PER_KEY, dealt
 from whorl.triggers.schemes._words import ANSWERS
@@ -554,7 +555,7 @@ def test_perinucleus_answers_are_words_beyond_the_likeliest(base, perinucleus):
 def test_perinucleus_candidates_skip_the_nucleus(base):
     import torch
 
-    prompt = wrapper("plain").prompt("Return the value of a").content
+    prompt = wrapper(Asking().wrappers[0]).prompt("Return the value of a").content
     ids = torch.tensor([base.tokenizer(prompt)["input_ids"]])
     with torch.inference_mode():
         shares = base.model(input_ids=ids).logits[0, -1].double().softmax(-1)
