@@ -191,8 +191,9 @@ def _redirect_away(handler, n_before):
 def _stuck(handler, n_before):
     """The first request is to wait an hour, all others have the wrong key."""
     if n_before:
-        time.sleep(0.3)
+        time.sleep(1.5)
         return BEFORE["denied"](handler, n_before)
+    time.sleep(0.7)  # the pause holds back requests that were not sent yet: both are to be under way, also on a busy machine
     return _later(429, 1, Retry_After="3600")(handler, n_before)
 
 
