@@ -193,7 +193,8 @@ def _stuck(handler, n_before):
     if n_before:
         time.sleep(1.5)
         return BEFORE["denied"](handler, n_before)
-    time.sleep(0.7)  # the pause holds back requests that were not sent yet: both are to be under way, also on a busy machine
+    # The pause holds back requests that were not sent yet: both are to be under way, also on a busy machine.
+    time.sleep(0.7)
     return _later(429, 1, Retry_After="3600")(handler, n_before)
 
 
