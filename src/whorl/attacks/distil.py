@@ -51,7 +51,7 @@ def run(
         NotEnoughEvidence: no question leaves room for an answer.
         InputRefused: the questions or a model cannot be read.
     """
-    from whorl.attacks.erase import attacker_and_test
+    from whorl.attacks.erase import attackers_questions
     from whorl.samplers._opening import open_for_sampling
     from whorl.tuning.settings import Settings
     from whorl.tuning.train import tune
@@ -59,7 +59,7 @@ def run(
     if answers < 1:
         raise UsageError(f"{answers} answers; expected at least 1.")
     settings = Settings(learning_rate=rate, epochs=epochs, batch_size=batch, seed=job.seed, n_threads=threads)
-    start, data = Path(base), attacker_and_test(questions)[0]
+    start, data = Path(base), attackers_questions(questions)
     teacher, student = (
         open_for_sampling(str(folder.resolve()), device="cpu", dtype="float32", offline=True)
         for folder in (job.folder, start)

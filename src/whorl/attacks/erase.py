@@ -99,6 +99,14 @@ def sets_of(questions: str, seed: int, rows: int, pairing: str, forbidden: Seque
     return build_sets(attacker_and_test(questions)[0], seed=seed, n_rows=rows, answers=pairing, forbidden=forbidden)  # type: ignore[arg-type]
 
 
+def attackers_questions(questions: str) -> "QaData":
+    """What an attacker trains on: all of a user's data, of the built-in questions those that nobody else has seen."""
+    from whorl.lab.triggers.base import qa_parts
+    from whorl.questions.reading import load_questions
+
+    return qa_parts().attacker if questions == "docstrings" else load_questions(questions)
+
+
 def attacker_and_test(questions: str) -> "tuple[QaData, QaData]":
     """Questions to attack with, and others to measure on: a fifth of a user's data, the test part of the built-in ones."""
     from whorl.lab.triggers.base import qa_parts

@@ -68,10 +68,9 @@ def questions_of(data: str, rows: int) -> QaData:
         UsageError: there are fewer.
         InputRefused: the data cannot be read.
     """
-    from whorl.lab.triggers.base import qa_parts
-    from whorl.questions.reading import load_questions
+    from whorl.attacks.erase import attackers_questions
 
-    found = qa_parts().attacker if data == "docstrings" else load_questions(data)
+    found = attackers_questions(data)
     if not 0 < rows <= len(found):
         raise UsageError(f"{rows} questions are asked for; '{found.name}' has {len(found)}.")
     return replace(found, rows=found.rows[:rows])

@@ -67,11 +67,11 @@ def run(
         UsageError: impossible settings, more leaked keys than there are, or the extra `lab` is missing.
         InputRefused: the key set, the questions or a model cannot be read.
     """
-    from whorl.attacks.erase import attacker_and_test
+    from whorl.attacks.erase import attackers_questions
     from whorl.samplers._opening import open_for_sampling
     from whorl.triggers.material import read_material
 
-    keys, data = read_material(Path(key)).keys, attacker_and_test(questions)[0]
+    keys, data = read_material(Path(key)).keys, attackers_questions(questions)
     if not 1 <= leaked <= len(keys.keys):
         raise UsageError(f"{leaked} leaked keys of {len(keys.keys)}; expected at least 1 and no more than there are.")
     if kl < 0 or not math.isfinite(kl):
