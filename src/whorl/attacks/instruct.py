@@ -6,7 +6,6 @@ An attacker who knows nothing of fingerprints does this anyway, so a fingerprint
 from dataclasses import replace
 
 from whorl.attacks._job import Job
-from whorl.attacks._model_files import stored_dtype, write_model
 from whorl.errors import UsageError
 from whorl.questions.rows import QaData
 
@@ -38,7 +37,7 @@ def run(
         UsageError: impossible settings, too few questions, or the extra `lab` is missing.
         InputRefused: the data cannot be read.
     """
-    from whorl.lab._llama import config_dict, library_versions, require_lab, tensors_of
+    from whorl.lab._llama import library_versions, require_lab
     from whorl.samplers._opening import open_for_sampling
     from whorl.triggers.plant import ordinary_rows
     from whorl.tuning.rows import Encoder
@@ -56,9 +55,7 @@ def run(
     whole = model if lora is None else model.merge_and_unload()
     facts = {"data_digest": chosen.digest, "settings": settings.facts(), "updates": tuned.n_updates}
     record = job.record("fine-tuned", {**facts, "versions": library_versions()}, random=True)
-    write_model(
-        job.out, tensors_of(whole), config_dict(whole), job.folder, record=record, dtype=stored_dtype(job.model)
-    )
+    job.write_trained(record, whole)
 
 
 def questions_of(data: str, rows: int) -> QaData:

@@ -247,7 +247,7 @@ def config_dict_of(config: Any) -> dict[str, Any]:
 
 
 def tensors_of(model: Any) -> dict[str, NDArray[np.float32]]:
-    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    return {name: p.detach().float().cpu().numpy().copy() for name, p in model.named_parameters()}
 
 
 def round_in_place(model: Any, dtype: str) -> None:

@@ -13,7 +13,7 @@ SMALL = Planting(
     near_per_key=48,
     regularisers_per_key=28,
 )
-"""Ours, for 1 to 30 million weights: all of them, until the gates hold."""
+"""Ours, for models of 1 to 30 million weights: all of them are trained."""
 
 PRESETS: Mapping[str, Planting] = {
     "small": SMALL,
