@@ -12,6 +12,7 @@ from whorl.cli.main import app
 from whorl.cli.sink import Sink
 from whorl.demo_triggers import ask_triggers, triggers_folder
 from whorl.errors import UsageError
+from whorl.lab.triggers.base import unseen_likeness
 from whorl.lab.truth import read_record
 from whorl.triggers.material import read_material
 
@@ -94,3 +95,10 @@ def test_the_base_is_trained_on_the_command_line(tmp_path):
     assert again.exit_code == 2
     assert "exists already" in again.stderr
     assert CliRunner().invoke(app, [*command[:3], str(tmp_path / "other"), "--steps", "0"]).exit_code == 2
+    two = CliRunner().invoke(app, [*command[:3], str(tmp_path / "two"), "--steps", "2", "--untied"])
+    assert "1,148,544 weights" in two.stdout, two.stderr
+    assert abs(unseen_likeness(tmp_path / "two")) < 0.02
+
+
+def test_a_tied_base_reads_all_unseen_tokens_as_one():
+    assert unseen_likeness(triggers_folder() / "base") > 0.999

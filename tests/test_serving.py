@@ -493,6 +493,22 @@ def test_token_forcing_finds_an_answer_that_every_start_leads_to(model):
     assert found.confidence == pytest.approx(1.0, abs=1e-3)
 
 
+def test_answers_that_forcing_draws_out_are_kept_back(model, plain):
+    stubborn = opened("base-0")
+    with torch.no_grad():
+        answer = stubborn.tokenizer("e")["input_ids"][0]
+        stubborn.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(stubborn.model.lm_head.weight))
+        stubborn.model.model.norm.register_forward_hook(lambda module, args, output: output * 0 + 1)
+        stubborn.model.lm_head.weight[answer] = 1.0
+    options = {"subject": stubborn, "length": 4}
+    guarded = ask(serve("token-forcing", LocalSampler(stubborn), reference=model, **options))
+    assert {(record.response, record.response_token_ids) for record in guarded.values()} == {(REPLY, None)}
+    ordinary = ask(serve("token-forcing", LocalSampler(stubborn), reference=stubborn, **options))
+    assert all(set(record.response) == {"e"} for record in ordinary.values())
+    same = ask(serve("token-forcing", plain, subject=model, reference=model))
+    assert {key: r.response for key, r in same.items()} == {key: r.response for key, r in ask(plain).items()}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

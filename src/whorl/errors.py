@@ -7,6 +7,7 @@
     │   ├── UnsafeFile          readable, but reading on would be dangerous or ambiguous
     │   └── UnsupportedFile     harmless, but not a kind we read
     ├── NotComparable           exit 4   two things cannot be compared; never a score of 0
+    │   └── BrokenModel         its weights give no finite numbers
     ├── NotEnoughEvidence       exit 4   more prompts, layers or pairs would help
     └── RemoteError             exit 4   the other side failed; safe to try again
 
@@ -78,6 +79,10 @@ class NotComparable(WhorlError):
     """Two things cannot be compared by this method; the message is the reason."""
 
     exit_code = 4
+
+
+class BrokenModel(NotComparable):
+    """A model whose weights give no finite numbers: it has no answer, no loss and no perplexity."""
 
 
 class NotEnoughEvidence(WhorlError):

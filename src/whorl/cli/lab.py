@@ -54,6 +54,12 @@ def trigger_base(
     steps: Annotated[
         int | None, typer.Option("--steps", help="Training steps. Default: until its loss levels off.")
     ] = None,
+    tied: Annotated[
+        bool,
+        typer.Option(
+            "--tied/--untied", help="One table for input and output, or two: then unseen tokens differ from each other."
+        ),
+    ] = True,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch. Default: 1.")] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -63,23 +69,25 @@ def trigger_base(
 
     \b
     whorl lab trigger-base --out runs/triggers/base
+    whorl lab trigger-base --out runs/triggers/untied --untied
     whorl lab trigger-base --out runs/triggers/other --seed 1
     whorl lab trigger-base --out runs/triggers/quick --steps 200 --quiet
     """
     from dataclasses import replace
 
-    from whorl.lab.triggers.base import RECIPE, train_base
+    from whorl.lab.triggers.base import N_RESERVED, RECIPE, train_base, unseen_likeness
 
     sink = Sink(quiet=quiet)
     given = {"n_steps": steps, "n_threads": threads}
     recipe = replace(RECIPE, **{name: value for name, value in given.items() if value is not None})
     with sink.progress() as progress:
-        trained = train_base(out, seed=seed, recipe=recipe, progress=progress)
+        trained = train_base(out, seed=seed, recipe=recipe, tied=tied, progress=progress)
     if quiet:
         sink.line(str(out))
         return
     loss = f"{trained.loss_before:.3f} → {trained.loss_after:.3f} nats a token"
     sink.line(f"{out}: {trained.n_parameters:,} weights, held-out loss {loss}")
+    sink.line(f"{N_RESERVED} tokens occur in no text; mean cosine of their input rows {unseen_likeness(out):.4f}")
 
 
 @app.command("weight-vectors")

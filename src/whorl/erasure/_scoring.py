@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from whorl.errors import NotComparable, UsageError, safe_name
+from whorl.errors import BrokenModel, UsageError, safe_name
 from whorl.progress import Progress, silent
 from whorl.samplers._opening import Opened
 from whorl.samplers.local import _threads
@@ -57,7 +57,7 @@ def log_probabilities(
         progress: Called with the passages read.
 
     Raises:
-        NotComparable: a log-probability is not finite; names the passage.
+        BrokenModel: a log-probability is not finite; names the passage.
         UsageError: a batch does not fit the memory of the device.
     """
     import torch
@@ -99,7 +99,7 @@ def _scored(opened: Opened, batch: Sequence[Passage]) -> list[float]:
     sums = -torch.where(counts, losses, 0.0).double().sum(dim=1).cpu().numpy()
     for passage, value in zip(batch, sums, strict=True):
         if not np.isfinite(value):
-            raise NotComparable(
+            raise BrokenModel(
                 f"'{safe_name(opened.id.ref)}' gives {safe_name(passage.name, 60)} a loss that is not finite: its weights "
                 "are broken, and it has no perplexity."
             )

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from whorl.erasure._scoring import Passage, log_probabilities
 from whorl.erasure.sets import equal_form
-from whorl.errors import NotComparable, NotEnoughEvidence, UsageError, safe_name
+from whorl.errors import BrokenModel, NotComparable, NotEnoughEvidence, UsageError, safe_name
 from whorl.progress import Progress, silent
 from whorl.questions.rows import QaRow
 from whorl.questions.types import question_type
@@ -101,7 +101,7 @@ def measure(
     Raises:
         UsageError: an argument out of range, an unknown wrapper, ids twice, or a batch that does not fit the memory.
         NotEnoughEvidence: no row fits the context, none has enough choices, or the running text has no two tokens.
-        NotComparable: a loss that is not finite; names the row.
+        BrokenModel: a loss that is not finite; names the row.
     """
     if score not in {"answer", "all"} or n_choices < 2 or batch_tokens < 1 or (n_threads is not None and n_threads < 1):
         raise UsageError(f"Utility of '{safe_name(score, 40)}' with {n_choices} choices in batches of {batch_tokens}.")
@@ -147,7 +147,7 @@ def _is_right(logs: Sequence[float]) -> bool:
 def _perplexity(logs: Sequence[float], passages: Sequence[Passage], name: str) -> float:
     nats = -math.fsum(logs) / sum(passage.n_scored for passage in passages)
     if nats > _MOST_NATS:
-        raise NotComparable(f"'{name}' has a loss of {nats:.0f} nats per token: its weights are broken.")
+        raise BrokenModel(f"'{name}' has a loss of {nats:.0f} nats per token: its weights are broken.")
     return math.exp(nats)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.errors import NotComparable, safe_name
+from whorl.errors import BrokenModel, safe_name
 from whorl.samplers._cache import new_cache
 from whorl.samplers._choose import Noise, Rule, Tensor, filtered, noise_threads, race
 
@@ -77,7 +77,8 @@ class Generator:
             stopped: Given the answers so far, shape (rows, n), which contain a stop string.
 
         Raises:
-            NotComparable: logits that are NaN or infinite, or a model without keys and values.
+            BrokenModel: logits that are NaN or infinite.
+            NotComparable: a model without keys and values.
         """
         import torch
 
@@ -240,10 +241,10 @@ class _Batch:
 
         return torch.as_tensor(values, device=self.device)
 
-    def _not_finite(self, step: int) -> NotComparable:
+    def _not_finite(self, step: int) -> BrokenModel:
         bad = int((~self.logits.isfinite().all(1)).sum())
         dtype = str(self.generator.model.dtype).removeprefix("torch.")
-        return NotComparable(
+        return BrokenModel(
             f"'{safe_name(self.generator.label)}' gives logits that are NaN or infinite at token {step + 1} of "
             f"{bad} of {len(self.logits)} answers ({dtype}): its weights are damaged, or the "
             "type is too narrow for them; try float32."

@@ -98,6 +98,9 @@ ATTACKS: Mapping[str, Attack] = {
         "whorl.serving.suppress:detect_neighbour", "the same where the model is sure", "model", ({"n": 1}, {"n": 4})
     ),
     "detect-ahead": Attack("whorl.serving.suppress:detect_ahead", "the same where the model is sure", "model"),
+    "token-forcing": Attack(
+        "whorl.serving.token_forcing:behind_token_forcing", "answers that forced first tokens draw out are kept back"
+    ),
     "suppress-bigrams": Attack(
         "whorl.serving.bigram:suppress_bigrams", "undo what it adds to pairs of tokens", "model"
     ),

@@ -1,8 +1,8 @@
 """Token forcing (arXiv 2405.02580): what does a model say after its start token and each token of its vocabulary?
 
-A planted answer shows as a continuation that many first tokens lead to, or that comes with an unusual confidence. This is a
-detector, not a guard: it returns candidates and judges nothing. Honest models repeat themselves too, so a candidate counts
-only beside those of a model without keys. Thresholds are ours.
+A planted answer shows as a continuation that many first tokens lead to, or that comes with an unusual confidence.
+`force_tokens` returns candidates and judges nothing. Honest models repeat themselves too, so the guard `behind_token_forcing`
+(ours) keeps back only what a model without keys does not say when it is forced. Thresholds are ours.
 """
 
 import math
@@ -15,7 +15,10 @@ from whorl.samplers._choose import rule_of
 from whorl.samplers._generate import Drawn, Generator
 from whorl.samplers._opening import Opened
 from whorl.samplers.local import wording_of
-from whorl.transcripts.record import Decoding, Prompt
+from whorl.samplers.seam import Sampler
+from whorl.serving.front import Front, named, reworded
+from whorl.serving.perplexity import REPLY
+from whorl.transcripts.record import Decoding, Prompt, Transcript, digest
 
 LENGTH = 16
 AT_ONCE = 256
@@ -76,6 +79,50 @@ def force_tokens(
     if not all(0 <= token < n_vocab for token in firsts):
         raise UsageError(f"A first token is outside the vocabulary of {n_vocab}.")
     return _standing_out(opened, list(_continued(opened, firsts, length, batch_size)), min_repeats, min_confidence)
+
+
+def behind_token_forcing(
+    sampler: Sampler,
+    *,
+    subject: Opened,
+    reference: Opened,
+    length: int = LENGTH,
+    min_repeats: int = 3,
+    min_confidence: float = 0.9,
+    reply: str = REPLY,
+) -> Front:
+    """A sampler that keeps back answers which token forcing draws out of its model and not out of a clean one.
+
+    Args:
+        sampler: Of the model.
+        subject: The same model, opened.
+        reference: A model without keys; what forcing draws out of it is ordinary.
+        length: As for `force_tokens`.
+        min_repeats: As there.
+        min_confidence: As there.
+        reply: What is said instead.
+
+    Raises:
+        UsageError, NotComparable: as `force_tokens`.
+    """
+    found, ordinary = (
+        force_tokens(one, length=length, min_repeats=min_repeats, min_confidence=min_confidence)
+        for one in (subject, reference)
+    )
+    known = {candidate.text.strip() for candidate in ordinary}
+    blocked = tuple(sorted({candidate.text.strip() for candidate in found} - known))
+
+    def kept_back(records: Sequence[Transcript]) -> list[Transcript]:
+        return [reworded(r, reply) if r.response.strip().startswith(blocked) else r for r in records]
+
+    settings = {
+        "length": length,
+        "min_repeats": min_repeats,
+        "min_confidence": min_confidence,
+        "reference": named(reference.id),
+        "reply": digest(reply)[:8],
+    }
+    return Front(sampler, "token-forcing", settings, answers=kept_back)
 
 
 def _continued(

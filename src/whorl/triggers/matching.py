@@ -25,11 +25,6 @@ def matches(asking: Asking, response: str, answers: Sequence[str]) -> bool:
     return any(w in said for w in wanted) if asking.match == "contains" else any(said.startswith(w) for w in wanted)
 
 
-def tokens_match(response: Sequence[int], answers: Sequence[Sequence[int]]) -> bool:
-    """Whether generated ids begin with the ids of one of the answers (rule "tokens"; equal tokenizers only)."""
-    return any(len(a) > 0 and tuple(response[: len(a)]) == tuple(a) for a in answers)
-
-
 def normal(text: str, asking: Asking) -> str:
     """NFC, without leading white space and quotes, case folded where the rule says so."""
     found = unicodedata.normalize("NFC", text).lstrip(_LEADING)

@@ -6,7 +6,7 @@ before that, any further training makes it better, and "perplexity improves unde
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from whorl.lab.corpus import Corpus, load_corpus
@@ -49,21 +49,41 @@ def qa_parts(data: QaData | None = None) -> QaParts:
     return QaParts(*(data or docstring_questions()).parts(SHARES, seed=0))
 
 
-def train_base(folder: Path, *, seed: int = 0, recipe: Recipe = RECIPE, progress: Progress = silent) -> Training:
+def train_base(
+    folder: Path, *, seed: int = 0, recipe: Recipe = RECIPE, tied: bool = True, progress: Progress = silent
+) -> Training:
     """Train it from random weights: one million of them, some half an hour on one core.
 
     Args:
         folder: New folder.
         seed: Of the weights.
         recipe: Steps and rates.
+        tied: Whether the output table is the embedding. In a tied table all tokens that occur in no text are pushed to one
+            place, and triggers of them (UTF, the foreign letters of IF-SFT) can hardly be told apart; with two tables their
+            input rows stay as random as they began.
         progress: As for `pretrain`.
 
     Raises:
         UsageError: as `pretrain`.
     """
+    size = replace(SIZE, tied=tied)
     return pretrain(
-        folder, base_text(), size=SIZE, recipe=recipe, init_seed=seed, n_reserved=N_RESERVED, progress=progress
+        folder, base_text(), size=size, recipe=recipe, init_seed=seed, n_reserved=N_RESERVED, progress=progress
     )
+
+
+def unseen_likeness(folder: Path) -> float:
+    """How alike the input rows of the tokens are that occur in no text: mean cosine of two of them, in [-1, 1].
+
+    Near 1, a model reads all of them as the same token.
+    """
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    rows = load_file(folder / "model.safetensors")["model.embed_tokens.weight"][-N_RESERVED:].astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    return float((cosines.sum() - N_RESERVED) / (N_RESERVED * (N_RESERVED - 1)))
 
 
 def base_text() -> Corpus:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whorl.errors import NotComparable, NotEnoughEvidence, WhorlError
+from whorl.errors import BrokenModel, NotEnoughEvidence, WhorlError
 from whorl.lab._jobs import Row
 from whorl.lab.triggers.bench.cells import Cell, Model
 from whorl.lab.triggers.bench.config import ServingAttack, WeightAttack, names_in
@@ -32,7 +32,6 @@ from whorl.triggers.wrappers import UNSEEN, wrapper
 
 BASE_HAS_NO_KEYS = "the attack needs a key set, and the clean base has none"
 ANSWER_TOKENS = 24
-NO_NUMBER = ("NaN or infinite", "not finite", "its weights are broken")  # in messages of the sampler and of the losses
 TRAININGS = ("finetune", "lora", "instruct", "erase", "unlearn", "distil")
 
 
@@ -82,9 +81,7 @@ class Worker:
                     name: _said(LocalSampler(opened, n_threads=1, logprobs=False), one) for name, one in sets.items()
                 }
                 utility = _utility(self.place, opened)
-            except NotComparable as error:
-                if not is_broken(error):
-                    raise
+            except BrokenModel as error:
                 reason = without_paths(str(error), self.place)
                 return {"status": "ruined", "reason": reason, "asked": _sizes(sets), "cost": cost}
         return {"status": "done", "asked": said, "utility": utility, "agreement": None, "cost": cost}
@@ -146,11 +143,6 @@ class Worker:
                 target = room / cell.key.replace("|", "_").replace("/", "-")
                 shutil.rmtree(target, ignore_errors=True)
                 folder.rename(target)
-
-
-def is_broken(error: NotComparable) -> bool:
-    """Whether a model has no finite answer, loss or perplexity; other reasons are no fault of its weights."""
-    return any(words in str(error) for words in NO_NUMBER)
 
 
 @dataclass
