@@ -39,6 +39,7 @@ class PlantingChoice(_Strict):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     epochs: Count | None = None
     batch_size: Count | None = None
+    rounds: Count | None = None
     repeats: Count | None = None
     near_per_key: Count | None = None
     regularisers_per_key: Count | None = None
