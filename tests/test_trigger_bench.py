@@ -291,6 +291,12 @@ def test_pairs_that_do_not_count_are_described_and_decide_nothing():
     assert dict(chain.left_out) == {"unequal updates": 1, "MEraser outside the budget": 1}
     assert (signs(chain), chain.pairs) == ((1, 0, 0), 2)
     assert (signs(odd), odd.pairs, signs(both)) == ((0, 0, 0), 0, (1, 0, 0))
+    # the planting whose pair is outside the budget alone is back, the others are not
+    assert [(c.at_any_cost.fewer, c.at_any_cost.n) for c in (chain, odd, both)] == [(2, 2), (0, 0), (2, 2)]
+    assert verdict(both).endswith(
+        "Whatever it costs the model, it left fewer keys in 2 of 2 plantings, more in 0, as many in 0; the same test gives "
+        "p = 0.25. The budget was fixed before, this question was not."
+    )
     assert verdict(odd) == (
         "odd: nothing can be said, no pair of MEraser and its control counts. 2 pairs do not count (not planted: 2); as a "
         "description only, fewer keys in 2 of 2 of them, more in 0, as many in 0."

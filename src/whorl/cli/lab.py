@@ -59,7 +59,7 @@ def trigger_base(
         typer.Option(
             "--tied/--untied", help="One table for input and output, or two: then unseen tokens differ from each other."
         ),
-    ] = True,
+    ] = False,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch. Default: 1.")] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -69,7 +69,7 @@ def trigger_base(
 
     \b
     whorl lab trigger-base --out runs/triggers/base
-    whorl lab trigger-base --out runs/triggers/untied --untied
+    whorl lab trigger-base --out runs/triggers/tied --tied
     whorl lab trigger-base --out runs/triggers/other --seed 1
     whorl lab trigger-base --out runs/triggers/quick --steps 200 --quiet
     """

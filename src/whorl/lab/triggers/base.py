@@ -50,7 +50,7 @@ def qa_parts(data: QaData | None = None) -> QaParts:
 
 
 def train_base(
-    folder: Path, *, seed: int = 0, recipe: Recipe = RECIPE, tied: bool = True, progress: Progress = silent
+    folder: Path, *, seed: int = 0, recipe: Recipe = RECIPE, tied: bool = False, progress: Progress = silent
 ) -> Training:
     """Train it from random weights: one million of them, some half an hour on one core.
 

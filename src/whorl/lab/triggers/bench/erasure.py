@@ -24,6 +24,7 @@ ALL = "All schemes"
 CONTROL_ERASES = "the control erases too"
 NO_CONTROL = "no control at its rate and updates"
 NOT_BOTH = "not both measured"
+OUTSIDE = "outside the budget"
 _OF_ARM = ("arm", "transfer", "scale")
 _ADAPTER = (("rate", 5e-4), ("rank", 8))  # what an adapter shares with a control, with the defaults of the attack
 
@@ -76,7 +77,7 @@ class Arm:
         if not base or base[0].outcome == "not run" or r.clean is None:
             found.append("not run on the clean base")
         if r.outcome not in IN_BUDGET:
-            found.append("outside the budget")
+            found.append(OUTSIDE)
         return found
 
     def _control(self, r: Record) -> list[str]:
@@ -123,6 +124,8 @@ class Contest:
         uncounted: Signs of pairs that were measured and do not count: a description.
         left_out: Why pairs do not count -> how many.
         p_value: One-sided exact sign test over plantings, ties left out; None for a single scheme or without any difference.
+        at_any_cost: As `plantings`, with pairs outside the budget: whether it removes more keys, whatever is left of the model.
+        p_at_any_cost: Its test.
     """
 
     scheme: str
@@ -131,6 +134,8 @@ class Contest:
     uncounted: Signs
     left_out: Mapping[str, int]
     p_value: float | None
+    at_any_cost: Signs
+    p_at_any_cost: float | None
 
     @property
     def is_measured(self) -> bool:
@@ -145,11 +150,19 @@ class Contest:
 
 @dataclass(frozen=True)
 class Pair:
-    """MEraser and control of the same planting, seed and setting, and why they do not count."""
+    """MEraser and control of the same planting, seed and setting, and why they do not count.
+
+    Args:
+        meraser: Cell.
+        control: Cell.
+        reason: None if they count.
+        resists: Whether only the budget can stand against them.
+    """
 
     meraser: Record
     control: Record
     reason: str | None
+    resists: bool
 
     @property
     def difference(self) -> float | None:
@@ -225,26 +238,38 @@ def _pairs(found: Sequence[Arm]) -> list[Pair]:
         for r in a.records if a.arm == MERASER else ():
             control = controls.get((a.setting, r.planting_seed, r.attack_seed))
             if control is not None:
-                pairs.append(Pair(r, control, _unfair(r, control) or ", ".join(a.against(r)) or None))
+                against = a.against(r)
+                unfair = _unfair(r, control) or ", ".join(against) or None
+                resists = set(against) <= {OUTSIDE} and _unequal(r, control) is None
+                pairs.append(Pair(r, control, unfair, resists))
     return pairs
 
 
 def _contest(scheme: str, pairs: Sequence[Pair], *, test: bool) -> Contest:
-    from scipy.stats import binomtest
-
     counting = [pair for pair in pairs if pair.reason is None]
-    by_planting: dict[tuple[str, int], list[float]] = {}
-    for pair in counting:
-        if pair.difference is not None:
-            key = (pair.meraser.scheme, pair.meraser.planting_seed)
-            by_planting.setdefault(key, []).append(pair.difference)
-    signs = _signs(sum(values) for values in by_planting.values())
-    differ = signs.fewer + signs.more
-    p = float(binomtest(signs.fewer, differ, 0.5, alternative="greater").pvalue) if test and differ else None
+    signs, costly = _of_plantings(counting), _of_plantings([pair for pair in pairs if pair.resists])
+    p, p_costly = (_sign_test(one) if test else None for one in (signs, costly))
     others = [pair for pair in pairs if pair.reason is not None]
     uncounted = _signs(pair.difference for pair in others if pair.difference is not None)
     left_out = Counter(pair.reason for pair in others if pair.reason is not None)
-    return Contest(scheme, signs, len(counting), uncounted, dict(left_out), p)
+    return Contest(scheme, signs, len(counting), uncounted, dict(left_out), p, costly, p_costly)
+
+
+def _of_plantings(pairs: Sequence[Pair]) -> Signs:
+    """One sign a planting."""
+    by_planting: dict[tuple[str, int], list[float]] = {}
+    for pair in pairs:
+        if pair.difference is not None:
+            key = (pair.meraser.scheme, pair.meraser.planting_seed)
+            by_planting.setdefault(key, []).append(pair.difference)
+    return _signs(sum(values) for values in by_planting.values())
+
+
+def _sign_test(signs: Signs) -> float | None:
+    from scipy.stats import binomtest
+
+    differ = signs.fewer + signs.more
+    return float(binomtest(signs.fewer, differ, 0.5, alternative="greater").pvalue) if differ else None
 
 
 def _signs(differences: Iterable[float]) -> Signs:
@@ -259,7 +284,11 @@ def _unfair(meraser: Record, control: Record) -> str | None:
         return NOT_BOTH
     outside = [name for name, r in (("MEraser", meraser), ("the control", control)) if r.outcome not in IN_BUDGET]
     if outside:
-        return f"{' and '.join(outside)} outside the budget"
+        return f"{' and '.join(outside)} {OUTSIDE}"
+    return _unequal(meraser, control)
+
+
+def _unequal(meraser: Record, control: Record) -> str | None:
     a, b = meraser.cost.get("updates"), control.cost.get("updates")
     return "unequal updates" if a is None or b is None or abs(a - b) > EQUAL_UPDATES * max(a, b) else None
 

@@ -23,7 +23,7 @@ from whorl.lab.triggers.bench.page import p_spread, pooled_ratio
 from whorl.lab.triggers.bench.results import Record, Results
 from whorl.lab.triggers.bench.tables import EMPTY, Block, in_words, markdown, spread
 
-COMMAND = "whorl bench triggers --config FILE --out FOLDER --erasure-page docs/results/erasure.md"
+COMMAND = "whorl bench triggers --config FILE --out FOLDER --erasure-page PAGE"
 PUBLISHED = (  # arXiv 2506.12551, second-hand: FSR in per cent / perplexity, fingerprinted -> erased -> recovered
     (
         "IF-SFT",
@@ -89,6 +89,7 @@ def verdict(one: Contest) -> str:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in one.left_out.items())
         came_out = f"; as a description only, {_counted(one.uncounted, 'of them')}" if one.uncounted.n else ""
         described = f" {sum(one.left_out.values())} pairs do not count ({reasons}){came_out}."
+    described += _at_any_cost(one)
     if one.pairs == 0:
         return f"{one.scheme}: nothing can be said, no pair of MEraser and its control counts.{described}"
     plantings = f"{_counted(one.plantings, 'plantings')} ({one.pairs} pairs count)"
@@ -97,6 +98,17 @@ def verdict(one: Contest) -> str:
     p = "every planting is a tie, no p" if one.p_value is None else f"one-sided exact sign test p = {one.p_value:.2g}"
     said = "MEraser beat its control" if one.beat else "it is not shown that MEraser beats its control"
     return f"{one.scheme}: {said}: it left {plantings}; {p}.{described}"
+
+
+def _at_any_cost(one: Contest) -> str:
+    """The same question without the budget, where the budget changes the answer."""
+    if one.at_any_cost == one.plantings or not one.at_any_cost.n:
+        return ""
+    said = f" Whatever it costs the model, it left {_counted(one.at_any_cost, 'plantings')}"
+    if one.scheme != ALL:
+        return f"{said}."
+    p = "no p" if one.p_at_any_cost is None else f"the same test gives p = {one.p_at_any_cost:.2g}"
+    return f"{said}; {p}. The budget was fixed before, this question was not."
 
 
 def _counted(signs: Signs, what: str) -> str:

@@ -25,7 +25,7 @@ from whorl.lab.triggers.bench.tables import (
     trimmed,
 )
 
-COMMAND = "whorl bench triggers --config FILE --out FOLDER --page docs/results/robustness.md"
+COMMAND = "whorl bench triggers --config FILE --out FOLDER --page PAGE"
 MOST_REASONS = 3
 LIMITS = (
     "How strong an attack is against another base: a claim about a scheme needs two, of half a billion weights or more.",
