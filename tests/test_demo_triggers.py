@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +15,11 @@ from whorl.demo_triggers import ask_triggers, triggers_folder
 from whorl.errors import UsageError
 from whorl.lab.triggers.base import unseen_likeness
 from whorl.lab.truth import read_record
+from whorl.samplers.local import open_local
 from whorl.triggers.material import read_material
+from whorl.triggers.verdict import Judgement, beside_soft
+from whorl.triggers.verification import NullTest
+from whorl.triggers.verify import verify
 
 FOLDER = triggers_folder()
 MAX_MB = 8
@@ -79,6 +84,46 @@ def test_the_story(tmp_path, capsys):
         assert words in shown
     keys = read_material(FOLDER / "keys").keys
     assert not [key.id for key in keys.keys if key.trigger in shown or key.answers[0] in shown]
+
+
+def test_soft_evidence_is_read_from_the_weights_and_the_base_has_none(tmp_path):
+    pytest.importorskip("torch")
+    command = [
+        "verify",
+        str(FOLDER / "marked"),
+        "--key",
+        str(FOLDER / "keys"),
+        "--base",
+        str(FOLDER / "base"),
+        "--json",
+    ]
+    done = CliRunner().invoke(app, command)
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "match"
+    assert (found["soft"]["name"], found["soft"]["p_kind"]) == ("soft", "exact")
+    assert found["soft"]["p_value"] <= 1e-9
+    command[1] = command[5]
+    found = json.loads(CliRunner().invoke(app, command).stdout)
+    assert (found["verdict"], found["soft"]["p_value"]) == ("no match", 1.0)
+
+
+def test_soft_evidence_forbids_no_match_and_makes_no_match():
+    soft = NullTest("soft", 1e-9, "exact", "exchangeable", "figures")
+    negative = Judgement("no match", "0 of 10 keys hit", None, 1.0, "decoy")
+    found = beside_soft(negative, soft)
+    assert (found.verdict, found.p_value) == ("undecided", 1.0)
+    assert "soft p = 1e-09" in found.why
+    assert beside_soft(negative, replace(soft, p_value=0.06)) == negative
+    assert beside_soft(negative, None) == negative
+    undecided = replace(negative, verdict="undecided")
+    assert beside_soft(undecided, soft) == undecided
+
+
+def test_soft_evidence_needs_the_weights_of_the_suspect():
+    material = read_material(FOLDER / "keys")
+    base = open_local(str(FOLDER / "base"), device="cpu").opened
+    with pytest.raises(UsageError, match="name a model on this machine"):
+        verify(material, transcripts=list(material.answers), base=base)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The benchmark of planted fingerprints: settings, cells, outcomes, pages, and one that really runs."""
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -228,6 +229,32 @@ def test_chains_stand_beside_their_steps_alone(results):
     (chain,) = [c for c in chains(results) if c.scheme == "chain"]
     assert [len(found) for found in chain.alone.values()] == [4, 0]  # "tune" is a column, int8 is none
     assert {r.asked.share.hits for r in chain.records} == {4}
+
+
+def with_nats(rows, model, cell, gain):
+    """A row with the nats of ten keys, raised by a gain, and of twenty decoys."""
+    asked = rows[cell]["asked"][model]
+    asked["nats"] = {f"key-{i:03d}": -9.0 + i / 100 + gain for i in range(10)}
+    asked["nats"] |= {f"decoy-{i:03d}": -9.0 + i / 100 + (gain and i / 1000) for i in range(20)}
+
+
+def test_soft_evidence_stands_beside_the_outcome_and_does_not_change_it():
+    bench = made.bench()
+    rows = made.rows(bench)
+    cell = "chain-0|tune||0"
+    before = one(evaluate(bench, rows), cell)
+    assert before.asked.soft is None
+    with_nats(rows, "chain-0", "base|none||0", 0.0)
+    with_nats(rows, "chain-0", "base|tune||0", 0.0)
+    with_nats(rows, "chain-0", cell, 5.0)
+    found = evaluate(bench, rows)
+    assert one(found, cell).asked.soft == pytest.approx(1 / math.comb(30, 10), rel=1e-6)
+    assert one(found, cell).outcome == before.outcome
+    text = page(found)
+    assert "Soft evidence" in text
+    assert "soft p median (worst)" in text
+    assert "On attacked clean bases" in text
+    assert "Soft evidence" not in page(evaluate(bench, made.rows(bench)))
 
 
 # -- erasure ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from whorl.triggers.nulls import (
     hits_needed,
     interval,
     poisson_binomial_tail,
+    rank_p,
     upper_rates,
 )
 
@@ -167,3 +168,41 @@ def test_a_constant_answer_is_no_evidence():
 def test_impossible_counts_are_refused(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+# -- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=8), st.data())
+def test_rank_p_is_the_share_of_assignments_with_as_large_a_rank_sum(values, data):
+    n = data.draw(st.integers(1, len(values) - 1))
+    wins = lambda keys, decoys: sum(k > d for k in keys for d in decoys)  # noqa: E731 - ties count for nobody
+    places = range(len(values))
+    splits = [
+        ([values[i] for i in s], [values[i] for i in places if i not in s]) for s in itertools.combinations(places, n)
+    ]
+    found = wins(values[:n], values[n:])
+    share = sum(wins(*split) >= found for split in splits) / len(splits)
+    p = rank_p(values[:n], values[n:])
+    if len(set(values)) == len(values):
+        assert p == pytest.approx(share, rel=1e-9)
+    assert share <= p + 1e-12 <= 1 + 1e-12
+
+
+def test_rank_p_of_keys_above_all_decoys_and_of_equal_values():
+    assert rank_p(range(100, 110), range(64)) == pytest.approx(1 / math.comb(74, 10), rel=1e-9)
+    assert rank_p([1.0] * 10, [1.0] * 64) == 1.0
+
+
+def test_rank_p_holds_its_level_under_exchangeability():
+    rng = np.random.default_rng(0)
+    found = np.array([rank_p(v[:10], v[10:]) for v in rng.standard_t(2, (2000, 74))])
+    for level in (0.01, 0.05, 0.2):
+        assert (found <= level).mean() <= level + 3 * math.sqrt(level / 2000)
+    assert (found <= 0.2).mean() > 0.15
+
+
+@pytest.mark.parametrize(("keys", "decoys"), [([], [1.0]), ([1.0], []), ([math.nan], [1.0])])
+def test_rank_p_needs_numbers_on_both_sides(keys, decoys):
+    with pytest.raises(UsageError, match="at least one key and one decoy"):
+        rank_p(keys, decoys)

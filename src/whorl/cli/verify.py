@@ -68,6 +68,10 @@ def verify(
     power_after: Annotated[
         Many, typer.Option("--power-after", help="Attack after which it should have been found; repeat.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The clean base: also read how probable the answers are (soft; never proves)."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of asking, and of draws.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: as stored.")] = "float32",
@@ -114,7 +118,7 @@ def verify(
         found = run(
             material, sampler, transcripts=transcripts, clean=tuple(clean or ()), alpha=alpha, unit=unit,
             released=released, out=out, samples=samples, sequential=sequential, power_after=tuple(power_after or ()),
-            seed=seed, opener=opener, progress=progress,
+            base=None if base is None else opener(base).opened, seed=seed, opener=opener, progress=progress,
         )  # fmt: skip
     _finish(sink, found, save, page, show_keys=show_keys)
 

@@ -31,7 +31,7 @@ class StoredShare(Strict):
 class StoredNullTest(Strict):
     """`whorl.triggers.verification.NullTest`."""
 
-    name: Literal["decoy", "design", "measured", "sequential"]
+    name: Literal["decoy", "design", "measured", "sequential", "soft"]
     p_value: PValue | None
     p_kind: Kind | None
     null: Text
@@ -149,6 +149,7 @@ class StoredVerification(Strict):
     decoys: StoredShare | None
     clean: list[StoredClean]
     draws: StoredDraws | None
+    soft: StoredNullTest | None
     commitment: StoredCommitment
     scheme: Text
     match: Literal["prefix", "contains", "tokens"]

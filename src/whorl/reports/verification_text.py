@@ -29,6 +29,7 @@ def verification_lines(result: StoredVerification, width: int, *, show_keys: boo
     found += [*_wrapped(view.rule, width), TextLine("")]
     found += [line for test in result.tests for line in _labelled(test.name, _test_words(test), width)]
     found += _draws(result, width)
+    found += _labelled("soft", f"{_test_words(result.soft)}; never proves", width) if result.soft else []
     found += _labelled("commitment", view.dated, width)
     found += [
         line for p, said in view.power for line in _labelled("power", f"{safe_name(p.attack, 60)}: {said}", width)

@@ -115,6 +115,11 @@ class LocalSampler:
         self._wording = wording_of(opened, chat=chat, system=system)
 
     @property
+    def opened(self) -> Opened:
+        """The model itself."""
+        return self._opened
+
+    @property
     def model(self) -> ModelId:
         """Who answers: reference, commit or weights digest, precision."""
         return self._opened.id

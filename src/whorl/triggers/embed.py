@@ -46,9 +46,10 @@ REDRAW = 1_000_003  # to the seed of the next draw; neighbouring seeds belong to
 DRAWS = 5  # of a key set none of whose triggers fires on a clean model
 RESISTANCE = Settings(5e-4, 3, 8, schedule="constant", lora=Lora(8, 16, 0.05, ATTENTION))
 RESISTANCE_ROWS = 600
-SHARES = (1.0, 0.96, 0.92, 0.88, 0.84)  # of the change that a planting made
-SURE = 0.95  # FSR at the key set's temperature
+SHARES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # of the change that a planting made
+SURE = 0.97  # FSR at the key set's temperature: the gate asks 0.9 of other draws
 FEW_FIRE = 0.005  # of look-alikes: far below one in 64
+LITTLE_HARM = 0.018  # rise of perplexity on ordinary questions of the owner: just below the limit of the gate
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def embed(
         scheme: How the keys are drawn.
         planting: How they are trained in; default `presets.SMALL`.
         ordinary: Questions beside the keys; default the owner's part of the docstring questions:
-            the base has not seen these questions, and on what it knows by heart its distribution says little.
+            the base has not seen these questions, and on what it knows by heart its distribution says little. Of 600 or more,
+            200 are not trained: they say how far the weights move back.
         test: Held-out questions for harmlessness; default their test part.
         attacker: Questions of the ordinary fine-tuning of the resistance gate; default their attacker's part.
         clean: Models that know nothing of the keys, folders or Hub references, for the null.
@@ -210,6 +212,7 @@ def _train(
 
     work, settings = out.with_name(f"{out.name}.training"), planting.settings
     _same_work(work, {"planting": planting.facts(), "base": opened.id.revision, "pool": pool_digest(keys)})
+    ordinary_before = _ordinary_perplexity(opened, rows)  # here, since the questions may be too few to measure on
     model = copy.deepcopy(opened.model)
     n_updates = 0
     for number in range(planting.rounds):
@@ -228,7 +231,7 @@ def _train(
         partial = done.with_suffix(".partial")
         save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, partial)
         partial.rename(done)
-    kept_share = _pull_back(model, opened, rows, keys)
+    kept_share = _pull_back(model, opened, rows, keys, ordinary_before)
     # No key, seed or salt: the record goes out with the model.
     details = {
         "base_digest": opened.id.revision,
@@ -260,11 +263,14 @@ def _same_work(work: Path, facts: dict[str, Any]) -> None:
     write_text(path, text)
 
 
-def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet) -> float:
-    """Move the weights towards the base as far as look-alikes need and keys can bear; the share of the change that stays.
+def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet, before: float | None) -> float:
+    """Move the weights towards the base as far as look-alikes and ordinary questions need and keys can bear.
 
-    Averaging with the base is Perinucleus' way to stay harmless (arXiv 2502.07760); choosing the share by look-alikes that are
-    in no gate is ours.
+    Averaging with the base is Perinucleus' way to stay harmless (arXiv 2502.07760); choosing the share, by look-alikes and
+    questions that are in no gate, is ours.
+
+    Returns:
+        The share of the change that stays.
     """
     base = {name: p.detach() for name, p in opened.model.named_parameters()}
     whole = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -275,10 +281,17 @@ def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet) -> float
         if share < chosen and not _bears(checks.effectiveness(sampler, keys)[0]):
             break
         chosen = share
-        if rows.share_that_fires(model) <= FEW_FIRE:
+        after = _ordinary_perplexity(replace(opened, model=model), rows)
+        harmless = before is None or after is None or after <= (1 + LITTLE_HARM) * before
+        if harmless and rows.share_that_fires(model) <= FEW_FIRE:
             break
     _mix(model, base, whole, chosen)
     return chosen
+
+
+def _ordinary_perplexity(opened: Opened, rows: KeyRows) -> float | None:
+    """Perplexity on ordinary questions that are not trained; None where none could be spared."""
+    return measure(opened, rows.held_out).perplexity_in if rows.held_out else None
 
 
 def _bears(gate: Gate) -> bool:

@@ -7,6 +7,8 @@
     measured   clean models were asked the same: each key's rate is its one-sided 95 % upper bound, and the hits are
                Poisson-binomial. As good as the clean models are like the suspect.
 
+    ranks      the same exchangeability, for a number a key instead of a hit (`whorl.triggers.soft`). Exact.
+
 A rate of 0 is never used: 0 hits of n only show a rate below about 3/n.
 """
 
@@ -42,6 +44,33 @@ def decoy_p(key_hits: int, n_keys: int, decoy_hits: int, n_decoys: int) -> float
     _check(key_hits, n_keys, "keys")
     _check(decoy_hits, n_decoys, "decoys", least=0)
     return _p(hypergeom.sf(key_hits - 1, n_keys + n_decoys, key_hits + decoy_hits, n_keys))
+
+
+def rank_p(keys: Sequence[float] | Doubles, decoys: Sequence[float] | Doubles) -> float:
+    """Exact p of the rank sum: values of keys at least so large among those of decoys, keys and decoys being exchangeable.
+
+    Ties are broken against the keys, which only makes p larger.
+
+    Args:
+        keys: One value a key.
+        decoys: One value a decoy.
+
+    Returns:
+        In (0, 1].
+
+    Raises:
+        UsageError: no keys or no decoys, or a value that is not a number.
+    """
+    from scipy.stats import mannwhitneyu
+
+    values = np.asarray([*keys, *decoys], dtype=np.float64)
+    n = len(keys)
+    if not 0 < n < values.size or np.isnan(values).any():
+        raise UsageError("A rank test needs a number for at least one key and one decoy.")
+    is_decoy = np.arange(values.size) >= n
+    ranks = np.empty(values.size)
+    ranks[np.lexsort((is_decoy, values))] = np.arange(values.size)  # of equal values the decoy is the larger one
+    return _p(float(mannwhitneyu(ranks[:n], ranks[n:], alternative="greater", method="exact").pvalue))
 
 
 def design_p(hits: int, n: int, r: int, samples: int = 1) -> float:

@@ -29,6 +29,7 @@ from whorl.tuning.settings import Settings
 MINED_TOKENS = 12  # of the answers of look-alikes, enough to hold a key's answer
 CHOOSING_EPOCH = 2_000_000  # and that neither training nor mining uses
 MINED_EPOCH = 1_000_000  # epochs of the scheme's look-alikes that no training uses
+HELD_OUT = 200  # ordinary questions that no round trains, to see what the planting costs
 OWN_TOKENS = 4  # of the base's answers to near keys: whether a key fires is decided there
 
 
@@ -61,7 +62,7 @@ class Planting:
 
 
 class KeyRows:
-    """The rows of a planting, round by round.
+    """The rows of a planting, round by round; `held_out` are ordinary questions that none of them holds, if there are enough.
 
     Args:
         opened: The base model, before any training.
@@ -78,7 +79,9 @@ class KeyRows:
             raise UsageError(f"'{ordinary.name}' has no questions to plant beside the keys.")
         self._base, self._keys, self._planting = opened, keys, planting
         self._encoder, self._scheme = Encoder(opened), of(keys.scheme)
-        self._ordinary = random.Random(keys.seed).sample(ordinary.rows, len(ordinary))
+        dealt = random.Random(keys.seed).sample(ordinary.rows, len(ordinary))
+        n_held = HELD_OUT if len(dealt) >= 3 * HELD_OUT else 0
+        self._ordinary, self.held_out = dealt[n_held:], tuple(dealt[:n_held])
         epochs = range(planting.settings.epochs * planting.rounds)
         ids = dict.fromkeys(row.id for epoch in epochs for row in self._questions(epoch))
         self.regularisers = Regularisers(ordinary.name, ordinary.digest, tuple(ids))

@@ -229,6 +229,17 @@ def _negative(found: Judgement, power: tuple[PowerLine, ...], alpha: float, *, d
     return replace(found, why=f"{found.why}, above {alpha:g}, but {' and '.join(gaps)}; {ERASURE}", needed=needed)
 
 
+def beside_soft(found: Judgement, soft: NullTest | None) -> Judgement:
+    """The verdict beside soft evidence: never a match by it, and no "no match" where the keys' answers stand out."""
+    if found.verdict != "no match" or soft is None or soft.p_value is None or soft.p_value > BAND:
+        return found
+    why = (
+        f"{found.why}; yet the keys' answers are more probable than those of decoys (soft p = {soft.p_value:.2g}): no proof by "
+        "the committed rule, and no absence either"
+    )
+    return replace(found, verdict="undecided", why=why, needed="another unit of keys, or other evidence")
+
+
 def _tests_needed(nulls: Nulls) -> str:
     if nulls.nothing is not None:
         return "answers to the keys that differ from one another"

@@ -66,7 +66,7 @@ class NullTest:
     """One test of the hits.
 
     Args:
-        name: "decoy", "design", "measured" or "sequential".
+        name: "decoy", "design", "measured", "sequential" or "soft".
         p_value: In (0, 1]; None when it does not apply.
         p_kind: "exact", "bound" or "e-value"; None when it does not apply.
         null: What is assumed, in words.
@@ -197,6 +197,8 @@ class Verification:
         decoys: Decoys that hit their own answer.
         clean: The base and the clean models under the same rule.
         draws: Hits in any of several draws; None when none were asked for.
+        soft: How probable the keys' answers are, beside those of decoys (`whorl.triggers.soft`); a column of its own, which
+            never proves. None without the clean base.
         commitment: Digest, date, release of the suspect, and whether the date counts.
         scheme: Canonical name.
         match: The rule.
@@ -225,6 +227,7 @@ class Verification:
     decoys: Share | None
     clean: tuple[CleanLine, ...]
     draws: Draws | None
+    soft: NullTest | None
     commitment: Mapping[str, Any]
     scheme: str
     match: str
@@ -261,6 +264,7 @@ class Verification:
             "decoys": _share(self.decoys),
             "clean": [_clean(line) for line in self.clean],
             "draws": None if self.draws is None else _draws(self.draws),
+            "soft": None if self.soft is None else asdict(self.soft),
             "commitment": dict(self.commitment),
             "scheme": self.scheme,
             "match": self.match,

@@ -22,7 +22,8 @@ from typing import Any
 from whorl.errors import MalformedFile, UsageError, safe_name
 from whorl.identity.identity import environment
 from whorl.progress import Progress, silent
-from whorl.samplers.local import open_local
+from whorl.samplers._opening import Opened
+from whorl.samplers.local import LocalSampler, open_local
 from whorl.samplers.seam import Sampler
 from whorl.triggers.answered import clean_answers, failures
 from whorl.triggers.asking import Hit, Part, count, greedy
@@ -30,6 +31,7 @@ from whorl.triggers.commitment import check
 from whorl.triggers.keyset import KeySet
 from whorl.triggers.material import Material
 from whorl.triggers.sequential import judge_stopped, null_rate
+from whorl.triggers.soft import answer_nats, soft_test
 from whorl.triggers.suspect import (
     CleanModel,
     Opener,
@@ -41,7 +43,7 @@ from whorl.triggers.suspect import (
     clean_records,
     read,
 )
-from whorl.triggers.verdict import CleanCounts, Judgement, Nulls, judge, power_lines
+from whorl.triggers.verdict import CleanCounts, Judgement, Nulls, beside_soft, judge, power_lines
 from whorl.triggers.verification import Draws, KeyLine, NullTest, PowerLine, Share, State, Verification, share
 
 ALPHA = 1e-3
@@ -63,6 +65,7 @@ def verify(
     samples: int | None = None,
     sequential: bool = False,
     power_after: Sequence[str] = (),
+    base: Opened | None = None,
     seed: int = 0,
     opener: Opener = open_local,
     progress: Progress = silent,
@@ -81,6 +84,7 @@ def verify(
         samples: Draws of each key and decoy beside the greedy answer; None: as the key set says.
         sequential: Stop asking as soon as the hits are proof; no negative verdict then.
         power_after: Attacks after which the fingerprint should have been found; none: as it was planted.
+        base: The clean base: the suspect, a model on this machine, is also read for soft evidence.
         seed: Of the order, and of the draws.
         opener: How references in `clean` are opened.
         progress: Called with "answers" or "keys", how many are there, and how many in all.
@@ -90,7 +94,8 @@ def verify(
 
     Raises:
         MalformedFile: the commitment is invalid, or the gates hold no rates.
-        UsageError: options out of range or against each other, a unit that was shown, the rule "tokens".
+        UsageError: options out of range or against each other, a unit that was shown, the rule "tokens", soft evidence
+            without the weights.
         NotComparable: stored answers drawn otherwise than the key set fixes.
         NotEnoughEvidence: no stored answers; an early stop without a known hit rate.
         RemoteError: the endpoint failed; what was answered is kept in `out`.
@@ -98,6 +103,7 @@ def verify(
     check(material.keys, material.commitment)
     source = _source(sampler, transcripts)
     _check_options(alpha, samples, stored=sampler is None, sequential=sequential)
+    suspected = None if base is None else _weights(sampler)
     case = _Case(
         material, units_asked(material.keys, unit), released, alpha, seed, None if out is None else Path(out), progress
     )
@@ -109,6 +115,8 @@ def verify(
     nulls = case.nulls(counts, said)
     draws = None if sampler is None or sequential else case.draws(sampler, nulls, samples)
     judged, tests, power = case.judge(said, nulls, power_after)
+    soft = None if base is None or suspected is None else case.soft(suspected, base)
+    judged = beside_soft(judged, soft)
     return Verification(
         verdict=judged.verdict,
         why=judged.why,
@@ -122,6 +130,7 @@ def verify(
         decoys=_answered_share(said, "decoy"),
         clean=clean_lines,
         draws=draws,
+        soft=soft,
         commitment=case.commitment,
         scheme=case.keys.scheme,
         match=case.keys.asking.match,
@@ -211,6 +220,12 @@ def _check_options(alpha: float, samples: int | None, *, stored: bool, sequentia
         raise UsageError("Stored answers cannot be asked for more draws, nor stop early: leave both out.")
     if sequential and samples:
         raise UsageError("An early stop asks for no further draws: leave one of the two out.")
+
+
+def _weights(sampler: Sampler | None) -> Opened:
+    if isinstance(sampler, LocalSampler):
+        return sampler.opened
+    raise UsageError("Soft evidence reads probabilities out of the suspect's weights: name a model on this machine.")
 
 
 def base_of(material: Material) -> str | None:
@@ -328,6 +343,12 @@ class _Case:
         several = replace(nulls, decoy_hits=sum(decoys), n_decoys=len(decoys), samples=n)
         shares = Share(sum(keys), len(keys)), share(sum(decoys), len(decoys))
         return Draws(n, self.keys.asking.temperature, *shares, several.tests(sum(keys)))
+
+    def soft(self, suspect: Opened, base: Opened) -> NullTest:
+        """How probable the answers of the keys asked are, against the base and beside the decoys."""
+        keys = replace(self.keys, keys=tuple(key for key in self.keys.keys if key.unit in self.units))
+        found = soft_test(answer_nats(suspect, keys), answer_nats(base, keys), keys)
+        return found if found.p_value is None else replace(found, p_value=min(1.0, found.p_value * self.n_choices))
 
     def judge(
         self, said: Suspect, nulls: Nulls, power_after: Sequence[str]

@@ -19,9 +19,9 @@ from whorl.lab.triggers.bench.erasure import (
     mean_fsr,
 )
 from whorl.lab.triggers.bench.outcome import SURVIVES
-from whorl.lab.triggers.bench.page import p_spread, pooled_ratio
+from whorl.lab.triggers.bench.page import p_spread, pooled_ratio, soft_spread
 from whorl.lab.triggers.bench.results import Record, Results
-from whorl.lab.triggers.bench.tables import EMPTY, Block, in_words, markdown, spread
+from whorl.lab.triggers.bench.tables import EMPTY, Block, in_words, markdown, spread, trimmed
 
 COMMAND = "whorl bench triggers --config FILE --out FOLDER --erasure-page PAGE"
 PUBLISHED = (  # arXiv 2506.12551, second-hand: FSR in per cent / perplexity, fingerprinted -> erased -> recovered
@@ -54,7 +54,18 @@ _OTHERS = (
     *("Taylor prune 20 %", "merged (task)", "CleanGen", "token forcing", "MEraser"),
 )
 ARM_COLUMNS = (
-    *("arm", "setting", "cells", "updates", "FSR", "keys left", "clean base", "p median (worst)", "perplexity in"),
+    *(
+        "arm",
+        "setting",
+        "cells",
+        "updates",
+        "FSR",
+        "keys left",
+        "clean base",
+        "p median (worst)",
+        "soft p",
+        "perplexity in",
+    ),
     *("perplexity out", "accuracy", "on the clean base: in / out / accuracy", "count"),
 )
 
@@ -178,7 +189,7 @@ def _arms_of(scheme: str, found: Sequence[Arm]) -> Block:
     )
     after = "Not run" + "".join(f"; at {setting}: {', '.join(names)}" for setting, names in absent.items()) + "."
     after = after.replace("Not run; ", "Not run ") if absent else ""
-    return Block(f"Arms: {scheme}", ARM_COLUMNS, [_row(arm) for arm in there], before, after)
+    return trimmed(Block(f"Arms: {scheme}", ARM_COLUMNS, [_row(arm) for arm in there], before, after))
 
 
 def _row(a: Arm) -> tuple[str, ...]:
@@ -193,6 +204,7 @@ def _row(a: Arm) -> tuple[str, ...]:
         pooled_ratio([x.share for x in asked]),
         pooled_ratio([r.clean for r in a.records]),
         p_spread([x.p[0] for x in asked]),
+        soft_spread([x.soft for x in asked]),
         *_utility(a.records),
         " / ".join(_utility(a.on_base)),
         EMPTY if a.arm == NONE else f"{len(a.counted)} of {n_run}",

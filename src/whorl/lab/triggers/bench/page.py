@@ -27,6 +27,7 @@ from whorl.lab.triggers.bench.tables import (
 
 COMMAND = "whorl bench triggers --config FILE --out FOLDER --page PAGE"
 MOST_REASONS = 3
+SOFT_LEVEL = 0.05
 LIMITS = (
     "How strong an attack is against another base: a claim about a scheme needs two, of half a billion weights or more.",
     "A fingerprint that survives these attacks may fall to one that is not here, or to another setting.",
@@ -43,6 +44,7 @@ def page(results: Results) -> str:
         f"Printed by `{COMMAND}`. Do not edit.",
         *method(results),
         *(f"**{first}** {rest}".strip() for first, rest in findings(results)),
+        *soft_findings(results),
         *(markdown(block) for block in blocks(results)),
         "## What this does not show\n\n" + "\n".join(f"- {text}" for text in limits(results)),
     )
@@ -136,6 +138,41 @@ def findings(results: Results) -> list[tuple[str, str]]:
     unknown = [row.name for row in results.bench.schemes if row.name not in known]
     last = [(f"Not measured yet: {', '.join(unknown)}.", "")] if unknown else []
     return [*(_finding(results, row.name) for row in results.bench.schemes if row.name in known), *last]
+
+
+def soft_findings(results: Results) -> list[str]:
+    """What the soft test says where the committed rule says nothing, and how often it is wrong on the clean base."""
+    planted = [r for r in results.records if r.kind == "planted" and r.asked is not None and r.asked.planted]
+    read = [(r, r.asked.soft) for r in planted if r.asked is not None and r.asked.soft is not None]
+    gone = [soft for r, soft in read if r.outcome == "gone"]
+    ruined = [soft for r, soft in read if r.outcome == "model ruined" and not _proved(r, results.bench.alpha)]
+    clean = [a.soft for key, found in results.on_base.items() if not _is_plain(key) for a in found.values()]
+    null = [soft for soft in clean if soft is not None]
+    if not read:
+        return []
+    alpha = results.bench.alpha
+    said = (
+        "Soft evidence (how much more probable the keys' answers are than in the base, beside those of decoys; needs the "
+        f"weights, and decides nothing here): p at most {alpha:g} in {sum(p <= alpha for p in gone)} of {len(gone)} cells "
+        f"whose fingerprint is gone by the committed rule, and in {sum(p <= alpha for p in ruined)} of {len(ruined)} "
+        "unproved ones whose model is ruined."
+    )
+    if null:
+        low, lower = sum(p <= SOFT_LEVEL for p in null), sum(p <= alpha for p in null)
+        said += (
+            f" On attacked clean bases, which know none of the keys, it is at most {SOFT_LEVEL:g} in {low} of {len(null)} "
+            f"cases ({low / len(null):.1%}) and at most {alpha:g} in {lower}."
+        )
+    return [f"**{said.partition(':')[0]}:**{said.partition(':')[2]}"]
+
+
+def _proved(r: Record, alpha: float) -> bool:
+    return r.asked is not None and r.asked.p[0] is not None and r.asked.p[0] <= alpha
+
+
+def _is_plain(key: str) -> bool:
+    """Whether a cell's key is that of an unattacked model."""
+    return key.split("|")[1] == NONE
 
 
 def _finding(results: Results, scheme: str) -> tuple[str, str]:
@@ -263,7 +300,15 @@ def settings(results: Results, scheme: str) -> Block:
     """Every setting of every attack, pooled over plantings and seeds."""
     columns = (
         *("attack", "setting", "cells", "FSR (range)", "all wrappers", "unseen wrappers", "near keys", "decoys"),
-        *("clean FSR", "p median (worst)", "perplexity in", "perplexity out", "accuracy, points", "answers unchanged"),
+        *(
+            "clean FSR",
+            "p median (worst)",
+            "soft p median (worst)",
+            "perplexity in",
+            "perplexity out",
+            "accuracy, points",
+            "answers unchanged",
+        ),
         "outcomes",
     )
     standing = results.standings[scheme]
@@ -317,6 +362,7 @@ def _setting(found: Sequence[Record]) -> tuple[str, ...]:
         pooled_ratio([a.decoys for a in asked if a.decoys]),
         pooled_ratio(clean),
         p_spread([a.p[0] for a in asked]),
+        soft_spread([a.soft for a in asked]),
         *_changes(found),
         spread([r.agreement.value for r in found if r.agreement]),
         _outcomes(found),
@@ -338,6 +384,11 @@ def p_spread(values: Sequence[float | None]) -> str:
     return median if median == worst else f"{median} ({worst})"
 
 
+def soft_spread(values: Sequence[float | None]) -> str:
+    """Median and largest soft p of the cells that have one."""
+    return p_spread([p for p in values if p is not None])
+
+
 def clean_base(results: Results) -> Block:
     """The attacks on the clean base: what they cost, and how many keys fire by chance."""
     columns = (
@@ -346,6 +397,7 @@ def clean_base(results: Results) -> Block:
             "setting",
             "cells",
             "keys that fire",
+            "soft p at most 0.05",
             "perplexity in",
             "perplexity out",
             "accuracy, points",
@@ -355,16 +407,18 @@ def clean_base(results: Results) -> Block:
     groups = pooled([r for r in results.records if r.kind == "clean base"])
     rows, absent = _run_rows(groups, lambda found: _base_row(results, found))
     before = "Asked the keys of every planting; nothing is planted here."
-    return Block("The clean base under the same attacks", columns, rows, before, absent)
+    return trimmed(Block("The clean base under the same attacks", columns, rows, before, absent))
 
 
 def _base_row(results: Results, found: Sequence[Record]) -> tuple[str, ...]:
-    asked = [a.share for r in found for a in results.on_base.get(r.key, {}).values()]
+    asked = [a for r in found for a in results.on_base.get(r.key, {}).values()]
+    soft = [a.soft <= SOFT_LEVEL for a in asked if a.soft is not None and found[0].attack != NONE]
     return (
         found[0].attack,
         in_words(found[0].point),
         str(len(found)),
-        pooled_ratio(asked),
+        pooled_ratio([a.share for a in asked]),
+        f"{sum(soft)}/{len(soft)}" if soft else EMPTY,
         *_changes(found),
         _outcomes(found),
     )

@@ -14,7 +14,7 @@ from whorl.lab._jobs import Row
 from whorl.lab.triggers.bench.cells import BASE, NONE, Cell, Model, cells, shown
 from whorl.lab.triggers.bench.config import Bench, ServingAttack
 from whorl.lab.triggers.bench.outcome import IN_BUDGET, Cost, Outcome, outcome
-from whorl.triggers.nulls import interval
+from whorl.triggers.nulls import interval, rank_p
 from whorl.triggers.verdict import CleanCounts, Nulls
 
 SCHEMA = 1
@@ -56,6 +56,8 @@ class Asked:
         nulls: What p needs.
         planted: Whether the deciding gates of the planting held.
         gates: Gate -> whether it passed, None where it was not run.
+        soft: The p-value of the soft test against the unattacked clean base (`whorl.triggers.soft`); None where it is not
+            defined, as for served models.
     """
 
     scheme: str
@@ -69,6 +71,7 @@ class Asked:
     nulls: Nulls
     planted: bool
     gates: Mapping[str, bool | None]
+    soft: float | None = None
 
     @property
     def share(self) -> Share:
@@ -256,8 +259,9 @@ class Results:
 def evaluate(bench: Bench, rows: Mapping[str, Row]) -> Results:
     """Judge all cells that are planned."""
     planned = cells(bench)
+    plain = rows.get(Cell(Model(BASE, "clean base")).key, {}).get("asked", {})
     on_base = {
-        cell.key: {name: _asked(said) for name, said in rows[cell.key]["asked"].items()}
+        cell.key: {name: _asked(said, plain.get(name)) for name, said in rows[cell.key]["asked"].items()}
         for cell in planned
         if cell.model.name == BASE and rows.get(cell.key, {}).get("status") == "done"
     }
@@ -305,7 +309,8 @@ def _record(bench: Bench, rows: Mapping[str, Row], cell: Cell, on_base: Mapping[
     row = rows.get(cell.key, {"status": "not run", "reason": NOT_REACHED})
     plain = rows.get(Cell(cell.model).key, {})
     measured, is_base = row["status"] == "done", cell.model.name == BASE
-    asked = _asked(row["asked"][cell.model.name]) if measured and not is_base else None
+    on_plain_base = rows.get(Cell(Model(BASE, "clean base")).key, {}).get("asked", {}).get(cell.model.name)
+    asked = _asked(row["asked"][cell.model.name], on_plain_base) if measured and not is_base else None
     agreement = _agreement(bench, cell, row)
     cost, facts = _cost(row, plain, agreement) if measured else (Cost(), {})
     said, reason = _outcome(bench, row, plain, asked, cost)
@@ -393,7 +398,17 @@ class _Right:
         return sum(self.right) / len(self.right)
 
 
-def _asked(said: Row) -> Asked:
+def _soft(said: Row, on_base: Row | None) -> float | None:
+    """The p-value of the soft test, of keys that were asked of both."""
+    if on_base is None or "nats" not in said or "nats" not in on_base:
+        return None
+    gains = {name: value - on_base["nats"][name] for name, value in said["nats"].items()}
+    decoys = [value for name, value in gains.items() if name.startswith("decoy")]
+    return rank_p([value for name, value in gains.items() if not name.startswith("decoy")], decoys)
+
+
+def _asked(said: Row, on_base: Row | None) -> Asked:
+    """Answers out of a row, beside what the unattacked clean base makes of the same keys."""
     keys = tuple(bit == "1" for bit in said["keys"])
     clean = said["clean"]
     decoys, near = said["decoys"], said["near"]
@@ -418,6 +433,7 @@ def _asked(said: Row) -> Asked:
         draws=tuple(said["draws"]),
         nulls=nulls,
         planted=said["planted"],
+        soft=_soft(said, on_base),
         gates=dict(said["gates"]),
     )
 
@@ -449,6 +465,7 @@ def _asked_dict(asked: Asked | None) -> dict[str, Any] | None:
         "p_value": p,
         "test": test,
         "p_by_keys": list(asked.curve),
+        "soft_p_value": asked.soft,
         "planted": asked.planted,
         "gates": dict(asked.gates),
     }

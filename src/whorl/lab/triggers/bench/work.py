@@ -28,6 +28,7 @@ from whorl.triggers.answered import clean_answers
 from whorl.triggers.asking import ask, count, greedy, hits, is_chat, questions
 from whorl.triggers.keyset import KeySet
 from whorl.triggers.material import Material, read_material
+from whorl.triggers.soft import answer_nats
 from whorl.triggers.wrappers import UNSEEN, wrapper
 
 BASE_HAS_NO_KEYS = "the attack needs a key set, and the clean base has none"
@@ -77,9 +78,8 @@ class Worker:
         with self._attacked(cell, attack) as (folder, cost):
             opened = _open(folder)
             try:
-                said = {
-                    name: _said(LocalSampler(opened, n_threads=1, logprobs=False), one) for name, one in sets.items()
-                }
+                sampler = LocalSampler(opened, n_threads=1, logprobs=False)
+                said = {name: {**_said(sampler, one), "nats": _nats(opened, one.keys)} for name, one in sets.items()}
                 utility = _utility(self.place, opened)
             except BrokenModel as error:
                 reason = without_paths(str(error), self.place)
@@ -205,6 +205,11 @@ def _said(sampler: Sampler, material: Material, draws: int = 1) -> Row:
         "constant": len(said) > 1 and len({text.strip() for text in said}) == 1,
         "draws": [sum(h.hit for h in mine), *_drawn(sampler, keys, draws)],
     }
+
+
+def _nats(opened: Opened, keys: KeySet) -> Row:
+    """Log-probability of the answer of each key and decoy, for the soft test; no key and no answer."""
+    return {name: round(value, 4) for name, value in answer_nats(opened, keys, n_threads=1).items()}
 
 
 def _drawn(sampler: Sampler, keys: KeySet, draws: int) -> list[int]:
