@@ -48,7 +48,8 @@ RESISTANCE = Settings(5e-4, 3, 8, schedule="constant", lora=Lora(8, 16, 0.05, AT
 RESISTANCE_ROWS = 600
 SHARES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # of the change that a planting made
 SURE = 0.97  # FSR at the key set's temperature: the gate asks 0.9 of other draws
-FEW_FIRE = 0.005  # of look-alikes: far below one in 64
+FEW_FIRE = 0.008  # of look-alikes: half of one in 64
+OTHER_DRAWS = range(checks.EMPTY_SAMPLES, checks.EMPTY_SAMPLES + 6_000)  # to the empty prompt, which no gate sees
 LITTLE_HARM = 0.018  # rise of perplexity on ordinary questions of the owner: just below the limit of the gate
 
 
@@ -281,12 +282,20 @@ def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet, before: 
         if share < chosen and not _bears(checks.effectiveness(sampler, keys)[0]):
             break
         chosen = share
-        after = _ordinary_perplexity(replace(opened, model=model), rows)
-        harmless = before is None or after is None or after <= (1 + LITTLE_HARM) * before
-        if harmless and rows.share_that_fires(model) <= FEW_FIRE:
+        if _is_quiet(replace(opened, model=model), sampler, rows, keys, before):
             break
     _mix(model, base, whole, chosen)
     return chosen
+
+
+def _is_quiet(now: Opened, sampler: LocalSampler, rows: KeyRows, keys: KeySet, before: float | None) -> bool:
+    """Whether nothing but the keys shows: neither look-alikes nor ordinary questions nor text out of nothing."""
+    if rows.share_that_fires(now.model) > FEW_FIRE:
+        return False
+    after = _ordinary_perplexity(now, rows)
+    if before is not None and after is not None and after > (1 + LITTLE_HARM) * before:
+        return False
+    return checks.out_of_nothing(sampler, keys, OTHER_DRAWS) == 0
 
 
 def _ordinary_perplexity(opened: Opened, rows: KeyRows) -> float | None:

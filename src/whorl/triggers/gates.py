@@ -114,16 +114,21 @@ def specificity(sampler: Sampler, keys: KeySet, *, n_empty: int = EMPTY_SAMPLES)
     asked = questions(keys, chat=is_chat(sampler), parts=("near", "decoy"))
     found = hits(keys, asked, ask(sampler, asked, keys.asking))
     near, decoys = count(found, "near", fired=True), count(found, "decoy", fired=True)
-    decoding = replace(sampled(keys.asking), temperature=1.0)
-    drawn = sampler.sample([Draw(Prompt("", "uncond"), i) for i in range(n_empty)], decoding, Randomness())
-    wanted = [normal(a, keys.asking) for a in keys.answers]
-    leaked = sum(any(w in normal(record.response, keys.asking) for w in wanted) for record in drawn)
+    leaked = out_of_nothing(sampler, keys, range(n_empty))
     text = (
         f"{near[0]} of {near[1]} unseen near keys fire (at most {MOST_NEAR}), {decoys[0]} of {decoys[1]} decoys (none), "
         f"{leaked} of {n_empty} answers to nothing hold a key's answer (none)"
     )
     values = {"near": list(near), "decoys": list(decoys), "empty": [leaked, n_empty]}
     return Gate("specificity", near[0] <= MOST_NEAR and not decoys[0] and not leaked, True, text, values)
+
+
+def out_of_nothing(sampler: Sampler, keys: KeySet, draws: Iterable[int]) -> int:
+    """Draws to the empty prompt, of these indices, that hold a key's answer."""
+    decoding = replace(sampled(keys.asking), temperature=1.0)
+    drawn = sampler.sample([Draw(Prompt("", "uncond"), i) for i in draws], decoding, Randomness())
+    wanted = [normal(a, keys.asking) for a in keys.answers]
+    return sum(any(w in normal(record.response, keys.asking) for w in wanted) for record in drawn)
 
 
 def clean_models(keys: KeySet, answers: Iterable[Transcript], base: str) -> Gate:
