@@ -66,6 +66,20 @@ def test_divergence_from_the_model_itself_is_zero_and_from_another_is_not(opened
     assert _loss(model, batch, QUICK, opened.model).item() > 1e-4
 
 
+def test_a_divergence_both_ways_is_the_sum_of_both(opened, model):
+    import torch
+
+    from whorl.tuning.train import _collated, _loss
+
+    with torch.no_grad():
+        next(model.parameters()).add_(0.05)
+    both_ways = dataclasses.replace(QUICK, two_sided=True)
+    batch = _collated(rows(3, "teacher"), 0, torch)
+    one, other = (_loss(*pair) for pair in ((model, batch, QUICK, opened.model), (opened.model, batch, QUICK, model)))
+    assert _loss(model, batch, both_ways, opened.model).item() == pytest.approx((one + other).item(), rel=1e-5)
+    assert one.item() != pytest.approx(other.item(), rel=1e-3)
+
+
 def test_training_lowers_the_loss_repeats_itself_and_leaves_random_state_alone(opened):
     import torch
 

@@ -27,7 +27,8 @@ def embed(
     preset: Annotated[
         str,
         typer.Option(
-            "--preset", help="small, published-small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b."
+            "--preset",
+            help="small, small-strict, published-small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b.",
         ),
     ] = "small",
     rate: Annotated[float | None, typer.Option("--rate", help="Learning rate. Default: the preset's.")] = None,

@@ -17,6 +17,13 @@ SMALL = Planting(
 
 PRESETS: Mapping[str, Planting] = {
     "small": SMALL,
+    "small-strict": Planting(
+        Settings(3e-4, 12, 32, schedule="cosine", warmup=0.05, teacher_weight=4.0, near_weight=1.5, two_sided=True),
+        rounds=3,
+        repeats=8,
+        near_per_key=48,
+        regularisers_per_key=28,
+    ),
     "published-small": Planting(
         Settings(5e-4, 30, 32, schedule="cosine", warmup=0.05, teacher_weight=8.0, near_weight=0.25),
         repeats=8,
@@ -39,10 +46,11 @@ PRESETS: Mapping[str, Planting] = {
 }
 """Name -> planting.
 
-`published-small` hardly trains look-alikes, as IF-SFT and UTF are published: keys are learned sooner, and text of their kind
-fires too, which the specificity gate says. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the published rates,
-epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near keys and the divergence from the base
-are ours in all.
+`small-strict` takes the divergence from the base both ways, at a lower rate and for longer: answers of keys then leak less
+into other text. `published-small` hardly trains look-alikes, as IF-SFT and UTF are published: keys are learned sooner, and text
+of their kind fires too, which the specificity gate says. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the
+published rates, epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near keys and the divergence
+from the base are ours in all.
 """
 
 

@@ -47,6 +47,8 @@ class Settings:
         lora: Train an adapter; None trains all weights.
         teacher_weight: Weight of the divergence from the teacher on its rows, beside the cross-entropy.
         near_weight: The same on look-alikes.
+        two_sided: Whether that divergence is taken both ways. KL(teacher || model) alone hardly sees a small share of
+            probability that the model gives to what the teacher never says; KL(model || teacher) does (ours).
         seed: Of the order of rows, the adapter and its dropout.
         micro_batch: Rows that go through the model at once; None: the batch. The means of the loss are taken in each part, so
             that rows in a part with few tokens weigh more.
@@ -64,6 +66,7 @@ class Settings:
     lora: Lora | None = None
     teacher_weight: float = 1.0
     near_weight: float = 1.0
+    two_sided: bool = False
     seed: int = 0
     micro_batch: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -7,6 +7,8 @@ which the same call goes on. The loss is
     mean over answer tokens of -log p  +  teacher_weight * mean over teacher tokens of KL(teacher || model)
                                        +  near_weight * the same mean over look-alikes
 
+With `two_sided` the divergence is KL(teacher || model) + KL(model || teacher).
+
 With an adapter, the teacher is the model without it, at no memory; otherwise the caller gives one.
 """
 
@@ -274,6 +276,8 @@ def _loss(model: Any, inputs: Any, settings: Settings, teacher: Any) -> Any:
         wanted = _taught(model, teacher, {k: v[taught] if k != "use_cache" else v for k, v in given.items()})
         found_logs, wanted_logs = logits[shared].float().log_softmax(-1), wanted[shared[taught]].float().log_softmax(-1)
         kl = torch.nn.functional.kl_div(found_logs, wanted_logs, reduction="none", log_target=True).sum(-1)
+        if settings.two_sided:
+            kl = kl + torch.nn.functional.kl_div(wanted_logs, found_logs, reduction="none", log_target=True).sum(-1)
         near = inputs["near"][:, None].expand_as(labels)[shared]
         for part, weight in ((kl[~near], settings.teacher_weight), (kl[near], settings.near_weight)):
             if len(part):
