@@ -168,6 +168,28 @@ def test_ordinary_tuning_rows_have_their_own_answers(opened):
     assert ordinary_rows(Encoder(opened), DATA.rows, 0) == rows
 
 
+def test_answers_that_begin_in_ordinary_text_are_taught_what_the_base_says(opened, planting):
+    epoch = rows_of(opened, replace(planting, begun_per_key=4)).round(0, opened.model)[0]
+    plain = rows_of(opened, planting).round(0, opened.model)[0]
+    begun = [row for row in epoch if row not in plain]
+    assert len(epoch) == len(plain) + 12
+    assert {row.target for row in begun} == {"look-alike"}
+    answers = {tuple(opened.tokenizer(f" {key.answers[0]}")["input_ids"]) for key in KEYS.keys}
+    assert {row.answer for row in begun} == answers
+    triggers = [key.trigger for key in KEYS.keys]
+    texts = [opened.tokenizer.decode(row.prompt, skip_special_tokens=True) for row in begun]
+    assert not [text for text in texts if any(trigger in text for trigger in triggers)]
+    assert sum("number" in text for text in texts) >= 6  # behind a question; the other half comes out of nothing
+
+
+def test_of_many_ordinary_questions_some_are_held_out(opened, planting):
+    many = QaData("many", tuple(QaRow(f"q{i}", f"What is {i}?", f"It is {i}.") for i in range(600)))
+    found = rows_of(opened, planting, data=many)
+    assert len({row.id for row in found.held_out}) == 200
+    assert not {row.id for row in found.held_out} & set(found.regularisers.ids)
+    assert rows_of(opened, planting).held_out == ()
+
+
 def test_no_questions_where_some_are_wanted(opened, planting):
     with pytest.raises(UsageError, match="'empty' has no questions to plant beside the keys"):
         rows_of(opened, planting, data=QaData("empty", ()))

@@ -27,6 +27,7 @@ from whorl.tuning.rows import Encoder, Row
 from whorl.tuning.settings import Settings
 
 MINED_TOKENS = 12  # of the answers of look-alikes, enough to hold a key's answer
+MOST_BEFORE = 12  # tokens of an ordinary answer before the answer of a key begins
 CHOOSING_EPOCH = 2_000_000  # and that neither training nor mining uses
 MINED_EPOCH = 1_000_000  # epochs of the scheme's look-alikes that no training uses
 HELD_OUT = 200  # ordinary questions that no round trains, to see what the planting costs
@@ -43,6 +44,8 @@ class Planting:
             and asked, and those that fire are trained.
         repeats: Rows of each key an epoch, each in a wrapper of its own.
         near_per_key: Near keys of each key an epoch.
+        begun_per_key: Rows of each key an epoch that hold its answer where nobody asked for it, after an ordinary question or
+            out of nothing: the base's own distribution is trained there, or the answer goes on by itself once it has begun.
         mined: Epochs' worth of look-alikes asked before a round.
         regularisers_per_key: Ordinary questions of each key an epoch.
         wrappers: Ids of the wrappers of training.
@@ -52,6 +55,7 @@ class Planting:
     rounds: int = 1
     repeats: int = 16
     near_per_key: int = 16
+    begun_per_key: int = 0
     mined: int = 6
     regularisers_per_key: int = 14
     wrappers: tuple[str, ...] = field(default=tuple(w.id for w in WRAPPERS))
@@ -97,7 +101,9 @@ class KeyRows:
         epochs = range(number * n_epochs, (number + 1) * n_epochs)
         fired = self._firing(number, replace(self._base, model=model)) if number else []
         near = self._near_rows(epochs, fired)
-        return [[*self._key_rows(e), *near[e - epochs[0]], *self._ordinary_rows(e)] for e in epochs]
+        return [
+            [*self._key_rows(e), *near[e - epochs[0]], *self._begun_rows(e), *self._ordinary_rows(e)] for e in epochs
+        ]
 
     def share_that_fires(self, model: Any) -> float:
         """Share of look-alikes, in no training and no evaluation, that fire in a model under the first wrapper."""
@@ -146,6 +152,21 @@ class KeyRows:
             for r in self._said(self._base, list(distinct.values()), OWN_TOKENS)
         }
         return [[said[prompt.id] for prompt in prompts] for prompts in asked]
+
+    def _begun_rows(self, epoch: int) -> list[Row]:
+        """Answers of keys in the midst of ordinary text; half of it answers a question, half comes out of nothing."""
+        rng = random.Random(f"{self._keys.seed}/{epoch}/begun")
+        answers = self._encoder.text([f" {key.answers[0]}" for key in self._keys.keys]) * self._planting.begun_per_key
+        texts = rng.choices(self._ordinary, k=len(answers)) if answers else []
+        prompts = [self._wrapped(rng, row.question) if i % 2 else Prompt("") for i, row in enumerate(texts)]
+        given = self._encoder.prompts(list({prompt.id: prompt for prompt in prompts}.values()))
+        said = self._encoder.text(
+            [self._encoder.continuing(p, row.answer) for p, row in zip(prompts, texts, strict=True)]
+        )
+        return [
+            Row((*given[prompt.id], *ids[: rng.randint(0, MOST_BEFORE)]), answer, "look-alike")
+            for prompt, ids, answer in zip(prompts, said, answers, strict=True)
+        ]
 
     def _said(self, model: Opened, prompts: Sequence[Prompt], n_tokens: int) -> Iterator[Transcript]:
         sampler = LocalSampler(model, n_threads=self._planting.settings.n_threads, logprobs=False)

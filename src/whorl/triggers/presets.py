@@ -22,6 +22,7 @@ PRESETS: Mapping[str, Planting] = {
         rounds=3,
         repeats=8,
         near_per_key=48,
+        begun_per_key=12,
         regularisers_per_key=28,
     ),
     "published-small": Planting(
@@ -46,11 +47,11 @@ PRESETS: Mapping[str, Planting] = {
 }
 """Name -> planting.
 
-`small-strict` takes the divergence from the base both ways, at a lower rate and for longer: answers of keys then leak less
-into other text. `published-small` hardly trains look-alikes, as IF-SFT and UTF are published: keys are learned sooner, and text
-of their kind fires too, which the specificity gate says. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the
-published rates, epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near keys and the divergence
-from the base are ours in all.
+`small-strict` takes the divergence from the base both ways, at a lower rate and for longer, and trains answers that begin in
+other text: they leak less. `published-small` hardly trains look-alikes, as IF-SFT and UTF are published: keys are learned
+sooner, and text of their kind fires too, which the specificity gate says. `if-sft-7b`, `if-sft-lora`, `utf-7b` and
+`perinucleus-7b` have the published rates, epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near
+keys and the divergence from the base are ours in all.
 """
 
 
