@@ -1,7 +1,7 @@
 """Time and peak memory of every stage: plant, verify, erase, carry an eraser over, attack, verify again.
 
     python benchmarks/stages.py
-    python benchmarks/stages.py --base runs/triggers/untied --scheme utf --option keys=8
+    python benchmarks/stages.py --base runs/triggers/base --scheme if-sft --option pieces=2-3
 
 Each stage is one command of `whorl` in a process of its own with one thread, as a user would type it, so its figures contain
 start and imports. Seconds are wall time and processor time; memory is the peak resident set of the process.

@@ -480,26 +480,26 @@ def test_token_forcing_finds_what_is_repeated_or_sure(model):
     assert {c.ids for c in stricter} <= {c.ids for c in found}
 
 
-def test_token_forcing_finds_an_answer_that_every_start_leads_to(model):
-    """A model whose output table knows one token only."""
+def knows_one_token():
+    """A model whose output table knows one token only, and that token."""
     stubborn = opened("base-0")
     with torch.no_grad():
         answer = stubborn.tokenizer("e")["input_ids"][0]
         stubborn.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(stubborn.model.lm_head.weight))
         stubborn.model.model.norm.register_forward_hook(lambda module, args, output: output * 0 + 1)
         stubborn.model.lm_head.weight[answer] = 1.0
+    return stubborn, answer
+
+
+def test_token_forcing_finds_an_answer_that_every_start_leads_to():
+    stubborn, answer = knows_one_token()
     (found,) = force_tokens(stubborn, tokens=range(10), length=4)
     assert (found.ids, found.text, found.repeats) == ((answer,) * 4, "eeee", 10)
     assert found.confidence == pytest.approx(1.0, abs=1e-3)
 
 
 def test_answers_that_forcing_draws_out_are_kept_back(model, plain):
-    stubborn = opened("base-0")
-    with torch.no_grad():
-        answer = stubborn.tokenizer("e")["input_ids"][0]
-        stubborn.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(stubborn.model.lm_head.weight))
-        stubborn.model.model.norm.register_forward_hook(lambda module, args, output: output * 0 + 1)
-        stubborn.model.lm_head.weight[answer] = 1.0
+    stubborn, _ = knows_one_token()
     options = {"subject": stubborn, "length": 4}
     guarded = ask(serve("token-forcing", LocalSampler(stubborn), reference=model, **options))
     assert {(record.response, record.response_token_ids) for record in guarded.values()} == {(REPLY, None)}
