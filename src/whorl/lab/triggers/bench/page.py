@@ -44,7 +44,6 @@ def page(results: Results) -> str:
         f"Printed by `{COMMAND}`. Do not edit.",
         *method(results),
         *(f"**{first}** {rest}".strip() for first, rest in findings(results)),
-        *soft_findings(results),
         *(markdown(block) for block in blocks(results)),
         "## What this does not show\n\n" + "\n".join(f"- {text}" for text in limits(results)),
     )
@@ -133,14 +132,15 @@ def _name(path: str) -> str:
 
 
 def findings(results: Results) -> list[tuple[str, str]]:
-    """For each scheme, what the attacks left at the attacker's best setting within the budget."""
+    """For each scheme, what the attacks left at the attacker's best setting within the budget; then soft evidence."""
     known = {r.scheme for r in results.records if r.kind == "planted" and r.outcome != "not run"}
     unknown = [row.name for row in results.bench.schemes if row.name not in known]
     last = [(f"Not measured yet: {', '.join(unknown)}.", "")] if unknown else []
-    return [*(_finding(results, row.name) for row in results.bench.schemes if row.name in known), *last]
+    own = [_finding(results, row.name) for row in results.bench.schemes if row.name in known]
+    return [*own, *_soft_findings(results), *last]
 
 
-def soft_findings(results: Results) -> list[str]:
+def _soft_findings(results: Results) -> list[tuple[str, str]]:
     """What the soft test says where the committed rule says nothing, and how often it is wrong on the clean base."""
     planted = [r for r in results.records if r.kind == "planted" and r.asked is not None and r.asked.planted]
     read = [(r, r.asked.soft) for r in planted if r.asked is not None and r.asked.soft is not None]
@@ -151,9 +151,12 @@ def soft_findings(results: Results) -> list[str]:
     if not read:
         return []
     alpha = results.bench.alpha
-    said = (
+    first = (
         "Soft evidence (how much more probable the keys' answers are than in the base, beside those of decoys; needs the "
-        f"weights, and decides nothing here): p at most {alpha:g} in {sum(p <= alpha for p in gone)} of {len(gone)} cells "
+        "weights, and decides nothing here):"
+    )
+    said = (
+        f"p at most {alpha:g} in {sum(p <= alpha for p in gone)} of {len(gone)} cells "
         f"whose fingerprint is gone by the committed rule, and in {sum(p <= alpha for p in ruined)} of {len(ruined)} "
         "unproved ones whose model is ruined."
     )
@@ -163,7 +166,7 @@ def soft_findings(results: Results) -> list[str]:
             f" On attacked clean bases, which know none of the keys, it is at most {SOFT_LEVEL:g} in {low} of {len(null)} "
             f"cases ({low / len(null):.1%}) and at most {alpha:g} in {lower}."
         )
-    return [f"**{said.partition(':')[0]}:**{said.partition(':')[2]}"]
+    return [(first, said)]
 
 
 def _proved(r: Record, alpha: float) -> bool:
