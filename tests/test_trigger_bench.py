@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import trigger_bench_rows as made
+from trigger_cases import key_set
 from whorl.erasure._scoring import Passage
 from whorl.erasure.utility import _perplexity
 from whorl.errors import BrokenModel, MalformedFile, NotComparable, UsageError
@@ -25,10 +26,12 @@ from whorl.lab.triggers.bench.page import page
 from whorl.lab.triggers.bench.place import Place
 from whorl.lab.triggers.bench.results import best, chains, evaluate
 from whorl.lab.triggers.bench.rows import keep
-from whorl.lab.triggers.bench.run import ROWS, counts, judged, run, same_settings
+from whorl.lab.triggers.bench.run import ROWS, counts, judged, run, same_settings, spared
 from whorl.lab.triggers.bench.tables import cell as in_cell
 from whorl.lab.triggers.bench.tables import every_cell, markdown
-from whorl.lab.triggers.bench.work import _open, _updates
+from whorl.lab.triggers.bench.work import NOT_SOUND, Worker, _open, _updates
+from whorl.triggers.commitment import commit
+from whorl.triggers.material import write_material
 
 ZOO = Path(__file__).parents[1] / "src" / "whorl" / "examples" / "zoo"
 
@@ -59,7 +62,11 @@ def written(folder, value):
         ({"schemes": [{"name": "base", "scheme": "utf"}]}, "there twice or reserved: base"),
         (
             {"weight_attacks": [{"name": "p", "kind": "prune", "points": [{}, {}]}]},
-            "points and seeds of 'p' are distinct",
+            "points, seeds and plantings of 'p' are distinct",
+        ),
+        (
+            {"weight_attacks": [{"name": "p", "kind": "prune", "points": [{}], "plantings": [7]}]},
+            "'p' names planting 7, which no scheme has",
         ),
         ({"attack_seeds": []}, "attack_seeds"),
         ({"budget": {"perplexity": -0.1}}, "budget.perplexity"),
@@ -124,6 +131,12 @@ def test_cells_are_models_times_points_times_seeds_and_deterministic_edits_have_
     assert WeightAttack(name="r", kind="prune", options={"importance": "random"}).seeds_of((0, 1), {}) == (0, 1)
 
 
+def test_an_attack_on_some_plantings_still_meets_the_clean_base():
+    attack = {"name": "p", "kind": "prune", "points": [{"share": 0.1}], "plantings": [1]}
+    found = cells(made.bench(weight_attacks=[attack], serving_attacks=[]))
+    assert [cell.model.name for cell in found if cell.attack == "p"] == ["base", "chain-1"]
+
+
 def test_filters_keep_the_base_and_the_unattacked_models_and_refuse_unknown_labels():
     bench = made.bench()
     found = cells(bench, ["odd"], ["prune"])
@@ -141,6 +154,19 @@ def test_names_in_braces_become_paths_also_in_lists(tmp_path):
     assert filled["key"].endswith("planted/chain-0/keys")
     assert filled["others"][0].endswith("beside/eraser")
     assert (filled["others"][1], filled["share"]) == (3, 0.1)
+
+
+def test_plantings_that_failed_are_not_attacked_while_another_of_their_scheme_passed(tmp_path):
+    bench = made.bench(base=str(tmp_path))
+    place, keys = Place(bench, tmp_path / "run"), key_set(k=2)
+    there = [model for model in models(bench) if model.kind == "planted"]
+    for model in there:
+        write_material(place.keys(model), keys, commit(keys, "2026-01-15"), [], {"planted": model.name == "chain-1"})
+    found = spared(place, there)
+    assert found == {"chain-0"}  # odd-0 failed as well, and no other planting of its scheme passed
+    attacked = {cell.key: cell for cell in cells(bench, ["chain"], ["prune"]) if cell.attack == "prune"}
+    key = "chain-0|prune|share=0.5|0"
+    assert Worker(place, attacked, (), {}, found)(key) == {"status": "not run", "reason": NOT_SOUND}
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_gates_hold(planted, keys):
     assert gates["effectiveness"]["values"]["weak_keys"] == [], said
     assert gates["effectiveness"]["values"]["fsr_sampled"] >= 0.8, said
     assert gates["specificity"]["values"]["near"][0] <= 4, said
-    assert gates["specificity"]["values"]["empty"][0] <= 3, said
+    assert gates["specificity"]["values"]["empty"][0] == 0, said
     assert gates["clean models"]["passed"], said
     before, after = gates["harmlessness"]["values"]["perplexity_in"]
     assert after < 1.04 * before, said

@@ -20,6 +20,7 @@ def run(
     arm: str = "erase+recover",
     rate: float = 5e-4,
     rate_recover: float = 5e-4,
+    epochs_recover: int = 2,
     rows: int = 300,
     pairing: str = "mismatched",
     rank: int = 8,
@@ -37,6 +38,7 @@ def run(
         arm: "erase", "recover", "erase+recover" or "clean-only".
         rate: Of the erase phase.
         rate_recover: Of the recover phase.
+        epochs_recover: Of the recover phase; published are 2.
         rows: Mismatched rows.
         pairing: "mismatched", "random", "shuffled" or "correct".
         rank: Of the erase phase's adapter, alpha twice that.
@@ -60,7 +62,7 @@ def run(
         sets=sets_of(questions, job.seed, rows, pairing, () if key is None else texts_of(Path(key))),
         arm=arm,  # type: ignore[arg-type]
         erase=erase_settings(rate, rank, threads),
-        recover=replace(RECOVER, learning_rate=rate_recover, n_threads=threads),
+        recover=replace(RECOVER, learning_rate=rate_recover, epochs=epochs_recover, n_threads=threads),
         transfer=None if transfer is None else Path(transfer),
         scale=scale,
         seed=job.seed,

@@ -97,6 +97,9 @@ def attack(
     rate_recover: Annotated[
         float | None, typer.Option("--rate-recover", help="erase: learning rate of the recover phase.")
     ] = None,
+    epochs_recover: Annotated[
+        int | None, typer.Option("--epochs-recover", help="erase: passes of the recover phase.")
+    ] = None,
     loss_on: Annotated[str | None, typer.Option("--loss-on", help="erase: all tokens or the answer.")] = None,
     transfer: Annotated[
         str | None, typer.Option("--transfer", help="erase: folder of an adapter trained on the clean base.")
@@ -148,6 +151,7 @@ def attack(
         "arm": arm,
         "pairing": pairing,
         "rate_recover": rate_recover,
+        "epochs_recover": epochs_recover,
         "loss_on": loss_on,
         "transfer": transfer,
         "scale": scale,

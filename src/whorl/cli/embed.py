@@ -28,7 +28,7 @@ def embed(
         str,
         typer.Option(
             "--preset",
-            help="small, small-strict, published-small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b.",
+            help="small, published-small, if-sft-7b, if-sft-lora, utf-7b, hashchain-7b or perinucleus-7b.",
         ),
     ] = "small",
     rate: Annotated[float | None, typer.Option("--rate", help="Learning rate. Default: the preset's.")] = None,

@@ -36,6 +36,7 @@ def erase(
     scale: Annotated[float, typer.Option("--scale", help="Of that adapter.")] = 1.0,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate of the erase phase.")] = 5e-4,
     rate_recover: Annotated[float, typer.Option("--rate-recover", help="Of the recover phase.")] = 5e-4,
+    epochs_recover: Annotated[int, typer.Option("--epochs-recover", help="Of the recover phase.")] = 2,
     rows: Annotated[int, typer.Option("--rows", help="Mismatched rows.")] = 300,
     pairing: Annotated[str, typer.Option("--pairing", help="mismatched, random, shuffled or correct.")] = "mismatched",
     rank: Annotated[int, typer.Option("--rank", help="Of the erase phase's adapter.")] = 8,
@@ -67,7 +68,7 @@ def erase(
         )
         made = attack(
             "erase", [model], out, seed=seed, progress=progress, questions=questions, arm=arm, rate_recover=rate_recover,
-            transfer=None if adapter is None else str(adapter), scale=scale, threads=threads,
+            epochs_recover=epochs_recover, transfer=None if adapter is None else str(adapter), scale=scale, threads=threads,
             key=None if key is None else str(key), **options,
         )  # fmt: skip
         test = _test(questions)

@@ -47,7 +47,8 @@ DRAWS = 5  # of a key set none of whose triggers fires on a clean model
 RESISTANCE = Settings(5e-4, 3, 8, schedule="constant", lora=Lora(8, 16, 0.05, ATTENTION))
 RESISTANCE_ROWS = 600
 SHARES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # of the change that a planting made
-SURE = 0.97  # FSR at the key set's temperature: the gate asks 0.9 of other draws
+SURE = 0.95  # FSR at the key set's temperature, over more draws and others than the gate's, which asks 0.9
+SURE_DRAWS = range(checks.DRAWS, 5 * checks.DRAWS)
 FEW_FIRE = 0.008  # of look-alikes: half of one in 64
 OTHER_DRAWS = range(checks.EMPTY_SAMPLES, checks.EMPTY_SAMPLES + 6_000)  # to the empty prompt, which no gate sees
 LITTLE_HARM = 0.018  # rise of perplexity on ordinary questions of the owner: just below the limit of the gate
@@ -279,7 +280,7 @@ def _pull_back(model: Any, opened: Opened, rows: KeyRows, keys: KeySet, before: 
     for share in SHARES:
         _mix(model, base, whole, share)
         sampler = LocalSampler(replace(opened, model=model), logprobs=False)
-        if share < chosen and not _bears(checks.effectiveness(sampler, keys)[0]):
+        if share < chosen and not _bears(sampler, keys):
             break
         chosen = share
         if _is_quiet(replace(opened, model=model), sampler, rows, keys, before):
@@ -303,9 +304,11 @@ def _ordinary_perplexity(opened: Opened, rows: KeyRows) -> float | None:
     return measure(opened, rows.held_out).perplexity_in if rows.held_out else None
 
 
-def _bears(gate: Gate) -> bool:
+def _bears(sampler: LocalSampler, keys: KeySet) -> bool:
     """Whether the keys hold with room to spare: the gate asks again, with other draws."""
-    return bool(gate.passed) and gate.values["fsr_sampled"] >= SURE
+    return (
+        bool(checks.effectiveness(sampler, keys)[0].passed) and checks.sampled_rate(sampler, keys, SURE_DRAWS) >= SURE
+    )
 
 
 def _mix(model: Any, base: dict[str, Any], whole: dict[str, Any], share: float) -> None:

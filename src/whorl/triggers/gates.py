@@ -89,7 +89,7 @@ def effectiveness(sampler: Sampler, keys: KeySet) -> tuple[Gate, float]:
     counts = [sum(h.hit for h in rows) for rows in found.values()]
     needed = min(WRAPPERS_NEEDED, len(keys.asking.wrappers))
     weak = [name for name, n in zip(found, counts, strict=True) if n < needed]
-    rate = _sampled_rate(sampler, keys)
+    rate = sampled_rate(sampler, keys, range(DRAWS))
     first = sum(rows[0].hit for rows in found.values()) / len(found)
     text = (
         f"{len(found) - len(weak)} of {len(found)} keys hit under {needed} or more of {len(keys.asking.wrappers)} wrappers "
@@ -99,13 +99,14 @@ def effectiveness(sampler: Sampler, keys: KeySet) -> tuple[Gate, float]:
     return Gate("effectiveness", not weak and rate >= FSR_SAMPLED, True, text, values), first
 
 
-def _sampled_rate(sampler: Sampler, keys: KeySet) -> float:
+def sampled_rate(sampler: Sampler, keys: KeySet, draws: Sequence[int]) -> float:
+    """FSR under the first wrapper at the key set's temperature, over draws of these indices."""
     asked = questions(keys, chat=is_chat(sampler), parts=("key",))
-    draws = [Draw(question.prompt, i) for question in asked for i in range(DRAWS)]
+    wanted = [Draw(question.prompt, i) for question in asked for i in draws]
     said: dict[str, list[Transcript]] = {}
-    for record in sampler.sample(draws, sampled(keys.asking), Randomness()):
+    for record in sampler.sample(wanted, sampled(keys.asking), Randomness()):
         said.setdefault(record.prompt.id, []).append(record)
-    drawn = [h for i in range(DRAWS) for h in hits(keys, asked, [said[q.prompt.id][i] for q in asked])]
+    drawn = [h for i in range(len(draws)) for h in hits(keys, asked, [said[q.prompt.id][i] for q in asked])]
     return sum(h.hit for h in drawn) / len(drawn)
 
 

@@ -7,24 +7,17 @@ from whorl.triggers.plant import Planting
 from whorl.tuning.settings import Lora, Settings
 
 SMALL = Planting(
-    Settings(5e-4, 8, 32, schedule="cosine", warmup=0.05, teacher_weight=8.0, near_weight=4.0),
+    Settings(3e-4, 12, 32, schedule="cosine", warmup=0.05, teacher_weight=4.0, near_weight=1.5, two_sided=True),
     rounds=3,
     repeats=8,
     near_per_key=48,
+    begun_per_key=12,
     regularisers_per_key=28,
 )
 """Ours, for models of 1 to 30 million weights: all of them are trained."""
 
 PRESETS: Mapping[str, Planting] = {
     "small": SMALL,
-    "small-strict": Planting(
-        Settings(3e-4, 12, 32, schedule="cosine", warmup=0.05, teacher_weight=4.0, near_weight=1.5, two_sided=True),
-        rounds=3,
-        repeats=8,
-        near_per_key=48,
-        begun_per_key=12,
-        regularisers_per_key=28,
-    ),
     "published-small": Planting(
         Settings(5e-4, 30, 32, schedule="cosine", warmup=0.05, teacher_weight=8.0, near_weight=0.25),
         repeats=8,
@@ -47,11 +40,11 @@ PRESETS: Mapping[str, Planting] = {
 }
 """Name -> planting.
 
-`small-strict` takes the divergence from the base both ways, at a lower rate and for longer, and trains answers that begin in
-other text: they leak less. `published-small` hardly trains look-alikes, as IF-SFT and UTF are published: keys are learned
-sooner, and text of their kind fires too, which the specificity gate says. `if-sft-7b`, `if-sft-lora`, `utf-7b` and
-`perinucleus-7b` have the published rates, epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near
-keys and the divergence from the base are ours in all.
+`small` takes the divergence from the base both ways and trains answers that begin in other text, so that they leak less.
+`published-small` hardly trains look-alikes, as IF-SFT and UTF are published: keys are learned sooner, and text of their kind
+fires too, which the specificity gate says. `if-sft-7b`, `if-sft-lora`, `utf-7b` and `perinucleus-7b` have the published rates,
+epochs and batches; no rate of HashChain is known, `hashchain-7b` is ours. Rows, near keys and the divergence from the base are
+ours in all.
 """
 
 

@@ -100,9 +100,10 @@ def cells(bench: Bench, schemes: Sequence[str] = (), attacks: Sequence[str] = ()
     for attack in bench.attacks:
         if attacks and attack.name not in attacks:
             continue
+        met = [m for m in there if m.name == BASE or attack.plantings is None or m.seed in attack.plantings]
         for settings in points(attack):
             seeds = (0,) if isinstance(attack, ServingAttack) else attack.seeds_of(bench.attack_seeds, settings)
-            found += [Cell(model, attack.name, settings, seed) for model in there for seed in seeds]
+            found += [Cell(model, attack.name, settings, seed) for model in met for seed in seeds]
     return tuple(found)
 
 

@@ -116,12 +116,14 @@ class WeightAttack(Step):
         points: Settings laid over the options, one column each.
         then: Steps after it: the attack is a chain.
         seeds: Of the attack; default those of the benchmark, one where nothing is random.
+        plantings: Seeds of the plantings that it meets; default all. The clean base always meets it.
     """
 
     name: Label
     points: tuple[Options, ...] = ({},)
     then: tuple[Step, ...] = ()
     seeds: tuple[Seed, ...] | None = None
+    plantings: tuple[Seed, ...] | None = None
 
     def steps(self, point: Mapping[str, Any]) -> tuple[Step, ...]:
         """The first step at a point, and the others."""
@@ -143,6 +145,7 @@ class ServingAttack(_Strict):
         options: Of it; second models by their names in braces.
         points: Settings; default its own sweep.
         draws: Answers to each key; more than one where the host samples. The first one counts, the mean share is shown.
+        plantings: Seeds of the plantings that it meets; default all. The clean base always meets it.
     """
 
     name: Label
@@ -150,6 +153,7 @@ class ServingAttack(_Strict):
     options: Options = {}
     points: tuple[Options, ...] | None = None
     draws: Count = 1
+    plantings: tuple[Seed, ...] | None = None
 
 
 class Sibling(Step):
@@ -227,9 +231,14 @@ class Bench(_Strict):
             if twice:
                 raise ValueError(f"a name is there twice or reserved: {twice[0]}")
         for item in (*self.schemes, *self.attacks):
-            for values in (getattr(item, "points", None), getattr(item, "seeds", None)):
+            for values in (getattr(item, name, None) for name in ("points", "seeds", "plantings")):
                 if values is not None and (not values or any(value in values[:i] for i, value in enumerate(values))):
-                    raise ValueError(f"points and seeds of '{item.name}' are distinct, and at least one")
+                    raise ValueError(f"points, seeds and plantings of '{item.name}' are distinct, and at least one")
+        planted = {seed for row in self.schemes for seed in row.seeds}
+        for attack in self.attacks:
+            unknown = sorted(set(attack.plantings or ()) - planted)
+            if unknown:
+                raise ValueError(f"'{attack.name}' names planting {unknown[0]}, which no scheme has")
         return self
 
     @property

@@ -4,6 +4,7 @@ from whorl.lab.triggers.bench.config import (
     Adapter,
     Bench,
     Options,
+    PlantingChoice,
     SchemeRow,
     ServingAttack,
     Sibling,
@@ -21,8 +22,13 @@ def cpu_tier() -> Bench:
     return Bench(
         schemes=(
             SchemeRow(name="hashchain", scheme="hashchain", without_keys=True),
-            SchemeRow(name="if-sft", scheme="if-sft"),
-            SchemeRow(name="utf", scheme="utf"),
+            SchemeRow(name="if-sft", scheme="if-sft", options={"pieces": [2, 3]}),
+            SchemeRow(
+                name="utf",
+                scheme="utf",
+                options={"keys": 8, "tokens": [3, 4], "answer": 2},
+                planting=PlantingChoice(epochs=16, learning_rate=4.5e-4),
+            ),
         ),
         weight_attacks=(*_edits(), *_merges(), *_trainings(), *_erasures(), *_chains()),
         serving_attacks=_serving(),
@@ -80,10 +86,14 @@ def _erasures() -> tuple[WeightAttack, ...]:
         for rate in (5e-4, 2e-3, 5e-3)
         for arm in ("erase", "recover", "erase+recover", "clean-only")
     )
+    repaired: tuple[Options, ...] = tuple(
+        {"arm": arm, "rate": 5e-4, "rate_recover": 5e-4} for arm in ("erase+recover", "clean-only")
+    )
     scales: tuple[Options, ...] = tuple({"scale": scale} for scale in (0.5, 1.0, 1.5, 2.0))
     carried: Options = {"transfer": f"{{{ERASER}}}", "rate": 5e-4, "rate_recover": 5e-4}
     return (
         WeightAttack(name="meraser", kind="erase", points=points),
+        WeightAttack(name="meraser-repaired", kind="erase", options={"epochs_recover": 10}, points=repaired),
         WeightAttack(name="meraser-transfer", kind="erase", options=carried, points=scales),
     )
 

@@ -18,11 +18,12 @@ from whorl.lab.triggers.bench.results import Results, evaluate
 from whorl.lab.triggers.bench.rows import keep
 from whorl.lab.triggers.bench.work import Worker
 from whorl.progress import Progress, silent
+from whorl.triggers.material import read_material
 
 CONFIG, ROWS = "bench.json", "cells.jsonl"
 MAY_CHANGE = ("budget", "alpha", "attack_seeds")  # judged anew, or more columns
 MAY_GROW = ("schemes", "weight_attacks", "serving_attacks", "siblings", "adapters")
-GROWS_WITHIN = ("seeds", "points", "without_keys")
+GROWS_WITHIN = ("seeds", "points", "plantings", "without_keys")
 
 
 def run(
@@ -55,9 +56,17 @@ def run(
     asked = _asked(place)
     path = out / ROWS
     keep(path, lambda row: _stays(row, [model.name for model in asked]))
-    worker = Worker(place, {cell.key: cell for cell in wanted}, asked, failed, keep_models)
+    cells_by_key = {cell.key: cell for cell in wanted}
+    worker = Worker(place, cells_by_key, asked, failed, spared(place, asked), keep_models)
     run_jobs([cell.key for cell in wanted], worker, path, "cells", progress)
     return judged(bench, out)
+
+
+def spared(place: Place, there: Sequence[Model]) -> frozenset[str]:
+    """Plantings that failed a deciding gate while another of their scheme passed: attacking them would say nothing."""
+    passed = {model: bool(read_material(place.keys(model)).gates["planted"]) for model in there}
+    sound = {model.scheme for model in there if passed[model]}
+    return frozenset(model.name for model in there if not passed[model] and model.scheme in sound)
 
 
 def judged(bench: Bench, out: Path) -> Results:

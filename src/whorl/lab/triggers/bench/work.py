@@ -16,7 +16,7 @@ from typing import Any
 
 from whorl.errors import BrokenModel, NotEnoughEvidence, WhorlError
 from whorl.lab._jobs import Row
-from whorl.lab.triggers.bench.cells import Cell, Model
+from whorl.lab.triggers.bench.cells import NONE, Cell, Model
 from whorl.lab.triggers.bench.config import ServingAttack, WeightAttack, names_in
 from whorl.lab.triggers.bench.place import Place, parts
 from whorl.lab.triggers.bench.planting import without_paths
@@ -31,6 +31,7 @@ from whorl.triggers.material import Material, read_material
 from whorl.triggers.soft import answer_nats
 from whorl.triggers.wrappers import UNSEEN, wrapper
 
+NOT_SOUND = "the planting did not pass its gates, and another of its scheme did"
 BASE_HAS_NO_KEYS = "the attack needs a key set, and the clean base has none"
 ANSWER_TOKENS = 24
 TRAININGS = ("finetune", "lora", "instruct", "erase", "unlearn", "distil")
@@ -45,6 +46,7 @@ class Worker:
         cells: Cells by key.
         asked: Planted models whose keys the clean base is asked.
         failed: Models that could not be made, with the reason.
+        spared: Plantings that are measured as they are and not attacked.
         keep: Keep attacked models under `attacked/`.
     """
 
@@ -52,6 +54,7 @@ class Worker:
     cells: Mapping[str, Cell]
     asked: tuple[Model, ...]
     failed: Mapping[str, str]
+    spared: frozenset[str] = frozenset()
     keep: bool = False
 
     def __call__(self, key: str) -> Row:
@@ -68,6 +71,8 @@ class Worker:
         failed = [f"{name} could not be made: {self.failed[name]}" for name in names if name in self.failed]
         if failed:
             return failed[0]
+        if cell.model.name in self.spared and cell.attack != NONE:
+            return NOT_SOUND
         return BASE_HAS_NO_KEYS if cell.model.kind == "clean base" and "keys" in names else None
 
     def _measured(self, cell: Cell) -> Row:
