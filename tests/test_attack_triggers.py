@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 import llama_folder
 import whorl
 from whorl._readers.folder import open_local
-from whorl.attacks import attack
+from whorl.attacks import attack, by_inputs
 from whorl.attacks._model_files import read_model
 from whorl.attacks.blocks import SHALLOW, inner_layers, least_important, lots, magnitudes, prune_blocks
 from whorl.attacks.merge import merge_changes
@@ -321,14 +321,85 @@ def test_taylor_importance_is_that_of_torchs_gradients(tmp_path):
     [
         ({"importance": "l1"}, "The pattern magnitude takes no --importance"),
         ({"pattern": "blocks", "importance": "wanda"}, "Unknown importance 'wanda'; expected one of l1, l2"),
-        ({"pattern": "blocks", "text": "topics"}, "Only the importance taylor takes --text"),
+        (
+            {"pattern": "blocks", "text": "topics"},
+            "Only the importance taylor and the patterns wanda and sparsegpt take --text",
+        ),
         ({"pattern": "blocks", "share": 1.0}, "pruned share is 1"),
         ({"pattern": "blocks", "include": "*"}, "blocks takes no --include"),
+        ({"pattern": "wanda", "include": "*"}, "wanda takes no --include"),
+        ({"pattern": "sparsegpt", "share": 1.0}, "pruned share is 1"),
+        ({"pattern": "wanda", "importance": "l1"}, "wanda takes no --importance"),
     ],
 )
 def test_blocks_with_the_wrong_options_are_refused(folders, tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         attack("prune", folders[:1], tmp_path / "a", **options)
+
+
+@pytest.fixture
+def fed():
+    """A matrix (64, 160), more columns than a block has, and inputs of different sizes that depend on each other."""
+    torch = pytest.importorskip("torch")
+    made = torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=made, dtype=torch.float64)
+
+    sizes = torch.logspace(-0.5, 0.5, 160)[torch.randperm(160, generator=made)]
+    return normal(64, 160).float(), normal(2000, 40) @ normal(40, 160) * sizes + 0.1 * normal(2000, 160)
+
+
+def test_wanda_drops_the_smallest_products_of_each_row(fed):
+    weight, inputs = fed
+    found = by_inputs.wanda(weight, inputs.T @ inputs, 0.25)
+    score = np.abs(weight.numpy()) * np.linalg.norm(inputs.numpy(), axis=0)
+    limit = np.sort(score, axis=1)[:, 40:41]
+    assert np.array_equal(found.numpy(), np.where(score < limit, 0, weight.numpy()))
+    assert by_inputs.wanda(weight, inputs.T @ inputs, 0.0).equal(weight)
+
+
+def test_sparsegpt_keeps_the_outputs_better_than_the_same_share_by_wanda(fed):
+    weight, inputs = fed
+    moments = inputs.T @ inputs
+    found, plain = by_inputs.sparsegpt(weight, moments, 0.5), by_inputs.wanda(weight, moments, 0.5)
+    assert (found == 0).sum() == weight.numel() // 2
+    error = [float(((inputs @ (weight - w).double().T) ** 2).sum()) for w in (found, plain)]
+    assert error[0] < 0.5 * error[1]
+
+
+def test_sparsegpt_on_independent_inputs_is_magnitude_pruning_in_each_block(fed):
+    torch, (weight, _) = pytest.importorskip("torch"), fed
+    found = by_inputs.sparsegpt(weight, torch.eye(160), 0.5)
+    for block in (slice(0, 128), slice(128, 160)):
+        part = weight[:, block]
+        limit = part.abs().flatten().sort().values[part.numel() // 2]
+        torch.testing.assert_close(found[:, block], part * (part.abs() >= limit))
+
+
+def test_sparsegpt_leaves_nothing_on_inputs_that_are_never_there(fed):
+    weight, inputs = fed
+    inputs[:, 7] = 0
+    found = by_inputs.sparsegpt(weight, inputs.T @ inputs, 0.25)
+    assert not found[:, 7].any()
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("pattern", ["wanda", "sparsegpt"])
+def test_pruning_by_inputs_leaves_tables_alone_and_prunes_every_matrix(pattern, tmp_path):
+    pytest.importorskip("torch")
+    from safetensors.numpy import load_file
+
+    made = attack("prune", [ZOO / "base-0"], tmp_path / "a", pattern=pattern, share=0.5, text="topics")
+    assert (made.record.kind, made.record.parameters["text"]) == ("pruned", "topics")
+    before, after = (load_file(folder / "model.safetensors") for folder in (ZOO / "base-0", made.path))
+    matrices = [name for name in before if before[name].ndim == 2 and "layers" in name]
+    assert matrices
+    for name in before:
+        if name in matrices:
+            assert np.mean(after[name] == 0) == pytest.approx(0.5, abs=0.01), name
+        else:
+            assert np.array_equal(before[name], after[name]), name
 
 
 # -- unlearning and distillation ---------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Magnitude pruning: the smallest weights of each matrix become zero, nothing is retrained.
+"""Pruning: weights or whole structures become zero or go, nothing is retrained.
 
 Unstructured pruning zeroes a share of each matrix (Han et al., arXiv:1506.02626); 2:4 zeroes two of every four
 neighbours along the input axis, the pattern that sparse tensor cores accelerate (arXiv:2104.08378). Patterns that make
-tensors smaller are in `structured`; the layer-wise one of LLM-Pruner is in `blocks`.
+tensors smaller are in `structured`; the layer-wise one of LLM-Pruner is in `blocks`, those that look at a text in `by_inputs`.
 """
 
 from typing import Any
@@ -13,10 +13,11 @@ from whorl.attacks._job import Job
 from whorl.attacks._model_files import Array, Tensors, edited, matrix_names
 from whorl.attacks._role_tensors import RoleTensors
 from whorl.attacks.blocks import IMPORTANCES, Importance, lots, magnitudes, prune_blocks, taylor
+from whorl.attacks.by_inputs import METHODS, prune_by_inputs
 from whorl.attacks.structured import drop_heads, drop_neurons, drop_width
 from whorl.errors import UsageError, safe_name
 
-PATTERNS = ("magnitude", "2:4", "neurons", "heads", "width", "blocks")
+PATTERNS = ("magnitude", "2:4", "neurons", "heads", "width", "blocks", *METHODS)
 DEFAULT_SHARE = 0.5
 DEFAULT_TEXT = "docstrings"
 
@@ -38,7 +39,7 @@ def run(
         share: Share that goes, default `DEFAULT_SHARE`; 2:4 takes none, it is always one half.
         include: Shell pattern of the matrices, for "magnitude" and "2:4".
         importance: One of `blocks.IMPORTANCES`, default "l2", for "blocks".
-        text: What "taylor" takes gradients on, default `DEFAULT_TEXT`.
+        text: What "taylor" takes gradients on, and "wanda" and "sparsegpt" watch the inputs of; default `DEFAULT_TEXT`.
 
     Raises:
         UsageError: an unknown pattern, an option that it does not take, or a model it is not possible for.
@@ -59,6 +60,12 @@ def run(
         )
         job.write(job.record("pruned", {"share": share}), pruned, config)
         return
+    if pattern in METHODS:
+        tensors, config = job.read()
+        changed = prune_by_inputs(job.folder, tensors, pattern, share, text or DEFAULT_TEXT)
+        facts: dict[str, Any] = {"share": share, "text": text or DEFAULT_TEXT}
+        job.write(job.record("pruned", facts), edited(tensors, changed), config)
+        return
     roles, dropped = job.read_roles()
     if pattern == "blocks":
         given = {"importance": importance or "l2", **({"text": text or DEFAULT_TEXT} if importance == "taylor" else {})}
@@ -75,8 +82,8 @@ def _check_importance(pattern: str, importance: str | None, text: str | None) ->
         raise UsageError(f"The pattern {pattern} takes no --importance.")
     if importance is not None and importance not in IMPORTANCES:
         raise UsageError(f"Unknown importance '{safe_name(importance)}'; expected one of {', '.join(IMPORTANCES)}.")
-    if text is not None and importance != "taylor":
-        raise UsageError("Only the importance taylor takes --text.")
+    if text is not None and importance != "taylor" and pattern not in METHODS:
+        raise UsageError(f"Only the importance taylor and the patterns {' and '.join(METHODS)} take --text.")
 
 
 def _importance(job: Job, roles: RoleTensors, name: str, text: str) -> Importance:

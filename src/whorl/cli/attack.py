@@ -26,7 +26,8 @@ def attack(
         bool, typer.Option("--rename-tokens", help="disguise: strings of tokens that carry nothing.")
     ] = False,
     pattern: Annotated[
-        str | None, typer.Option("--pattern", help="prune: magnitude, 2:4, neurons, heads, width or blocks.")
+        str | None,
+        typer.Option("--pattern", help="prune: magnitude, 2:4, neurons, heads, width, blocks, wanda or sparsegpt."),
     ] = None,
     share: Annotated[float | None, typer.Option("--share", help="prune: share that goes.")] = None,
     include: Annotated[
@@ -64,7 +65,10 @@ def attack(
         str | None, typer.Option("--tokenizer", help="transplant: folder whose tokenizer it gets.")
     ] = None,
     text: Annotated[
-        str | None, typer.Option("--text", help="finetune, lora, prune by taylor: docstrings, topics, code or a file.")
+        str | None,
+        typer.Option(
+            "--text", help="finetune, lora, prune by taylor, wanda or sparsegpt: docstrings, topics, code or a file."
+        ),
     ] = None,
     key: Annotated[
         str | None, typer.Option("--key", help="unlearn: key set that leaked. erase: to check that no row holds a key.")

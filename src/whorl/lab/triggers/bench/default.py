@@ -43,10 +43,16 @@ def _edits() -> tuple[WeightAttack, ...]:
         WeightAttack(name=f"prune-{how}", kind="prune", options={"pattern": "blocks", "importance": how}, points=shares)
         for how in ("l1", "l2", "random", "taylor")
     )
+    halves: tuple[Options, ...] = ({"share": 0.2}, {"share": 0.5})
+    inputs = tuple(
+        WeightAttack(name=f"prune-{how}", kind="prune", options={"pattern": how}, points=halves)
+        for how in ("wanda", "sparsegpt")
+    )
     magnitude: tuple[Options, ...] = tuple({"share": share} for share in (0.1, 0.2, 0.3, 0.5))
     formats: tuple[Options, ...] = tuple({"format": name} for name in ("int8", "fp8", "nf4", "int4"))
     return (
         WeightAttack(name="prune-magnitude", kind="prune", options={"pattern": "magnitude"}, points=magnitude),
+        *inputs,
         *blocks,
         WeightAttack(name="quantise", kind="quantise", points=formats),
     )
