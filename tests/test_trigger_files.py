@@ -40,7 +40,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1
 ASKING = st.builds(
     Asking,
     wrappers=st.lists(st.sampled_from([w.id for w in (*WRAPPERS, *UNSEEN)]), min_size=1, max_size=4).map(tuple),
-    match=st.sampled_from(["prefix", "contains", "tokens"]),
+    match=st.sampled_from(["prefix", "contains"]),
     fold_case=st.booleans(),
     max_new_tokens=st.integers(1, 999),
     samples=st.integers(0, 99),

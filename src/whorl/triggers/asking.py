@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from whorl.errors import UsageError
 from whorl.samplers.seam import Randomness, Sampler
 from whorl.transcripts.record import Decoding, Draw, Prompt, Transcript
 from whorl.triggers.keyset import Asking, Key, KeySet
@@ -101,13 +100,7 @@ def ask(sampler: Sampler, asked: Sequence[Question], asking: Asking) -> list[Tra
 
 
 def hits(keys: KeySet, asked: Sequence[Question], answers: Iterable[Transcript]) -> tuple[Hit, ...]:
-    """Each question with what its first good answer says.
-
-    Raises:
-        UsageError: the match rule "tokens", which needs ids: use `token_hits`.
-    """
-    if keys.asking.match == "tokens":
-        raise UsageError("The match rule 'tokens' compares ids, which only a model on this machine gives.")
+    """Each question with what its first good answer says."""
     said: dict[str, str] = {}
     for record in answers:
         if record.ok:

@@ -13,8 +13,8 @@ from whorl.triggers.wrappers import WRAPPERS, wrapper
 
 SCHEMA = "whorl.keyset/1"
 MAX_NEW_TOKENS = 24
-Match = Literal["prefix", "contains", "tokens"]
-MATCHES: tuple[Match, ...] = ("prefix", "contains", "tokens")
+Match = Literal["prefix", "contains"]
+MATCHES: tuple[Match, ...] = ("prefix", "contains")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Asking:
 
     Args:
         wrappers: Ids; the FSR is that of the first one, asked greedily.
-        match: "prefix" (leading white space and quotes removed), "contains" (anywhere in the generated text) or "tokens"
-            (ids, equal tokenizer only).
+        match: "prefix" (leading white space and quotes removed) or "contains" (anywhere in the generated text).
         fold_case: Compare without case.
         max_new_tokens: Longest answer.
         samples: Draws of each key beside the greedy one, at `temperature`, for FSR@s.

@@ -46,7 +46,7 @@ class _Key(_Strict):
 
 class _Asking(_Strict):
     wrappers: list[_Name]
-    match: Literal["prefix", "contains", "tokens"]
+    match: Literal["prefix", "contains"]
     fold_case: bool
     max_new_tokens: _Count
     samples: _Count

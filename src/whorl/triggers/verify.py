@@ -94,8 +94,8 @@ def verify(
 
     Raises:
         MalformedFile: the commitment is invalid, or the gates hold no rates.
-        UsageError: options out of range or against each other, a unit that was shown, the rule "tokens", soft evidence
-            without the weights.
+        UsageError: options out of range or against each other, a unit that was shown, soft evidence without the
+            weights.
         NotComparable: stored answers drawn otherwise than the key set fixes.
         NotEnoughEvidence: no stored answers; an early stop without a known hit rate.
         RemoteError: the endpoint failed; what was answered is kept in `out`.
