@@ -21,6 +21,7 @@ from whorl.lab.triggers.bench.config import Budget, PlantingChoice, WeightAttack
 from whorl.lab.triggers.bench.default import cpu_tier
 from whorl.lab.triggers.bench.erasure import arms, contests
 from whorl.lab.triggers.bench.erasure_page import erasure_page, verdict
+from whorl.lab.triggers.bench.figures import _labels
 from whorl.lab.triggers.bench.outcome import Cost, outcome
 from whorl.lab.triggers.bench.page import page
 from whorl.lab.triggers.bench.place import Place
@@ -676,3 +677,12 @@ def test_only_models_without_finite_numbers_are_ruined():
 def test_a_cell_is_named_by_all_that_changes_it():
     cell = Cell(Model("base", "clean base"), "merge", {"coefficients": [0.7, 0.3], "method": "ties"}, 2)
     assert cell.key == "base|merge|coefficients=0.7/0.3,method=ties|2"
+
+
+def test_labels_that_would_cover_each_other_are_counted_or_moved():
+    same = [(100.0, 50.0, "S1"), (104.0, 50.0, "S1"), (108.0, 50.0, "S1")]
+    assert _labels(same) == [(108.0, 50.0, "S1 \u00d73")]
+    found = _labels([*same, (101.0, 50.0, "G2"), (102.0, 50.0, "P3"), (400.0, 50.0, "S1")])
+    assert {label for _, _, label in found} == {"S1 \u00d73", "G2", "P3", "S1"}
+    close = [(a, b) for a in found for b in found if a != b and abs(a[0] - b[0]) < 36 and abs(a[1] - b[1]) < 11]
+    assert not close

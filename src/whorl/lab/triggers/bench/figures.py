@@ -39,6 +39,7 @@ SHAPES = """
 .triggers .ruined { fill: var(--sunken); }
 .triggers .missing { fill: var(--surface); stroke-dasharray: 3 3; }
 .triggers text.on { fill: var(--surface); font-weight: 600; }
+.triggers .dot { fill: var(--cell); }
 .triggers .mark { fill: var(--ink); font-size: 11px; font-weight: 600; }
 .triggers .curve { fill: none; stroke: var(--cell); stroke-width: 2; }
 """
@@ -101,17 +102,15 @@ def frontier(records: Sequence[Record], *, budget: float, title: str) -> str:
         x = place(budget, 0)[0]
         parts += [_line("bound", x, TOP, x, bottom), _text(x + 4, TOP + 12, "budget", "soft")]
     schemes = list(dict.fromkeys(r.scheme for _, _, r in points))
-    for x, y, r in points:
-        mark = f"{LETTERS[r.outcome or 'not run']}{schemes.index(r.scheme) + 1}"
-        parts.append(_text(*place(x, y), mark, "mark", "middle"))
+    marks = [(*place(x, y), f"{LETTERS[r.outcome or 'not run']}{schemes.index(r.scheme) + 1}") for x, y, r in points]
+    parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y, _ in marks]
+    parts += [_text(x + 5, y + 4, label, "mark") for x, y, label in _labels(marks)]
     what = (
         "ordinary answers changed"
         if serving
         else "perplexity, the larger change of in and out of the domain (above +100 %: at the edge)"
     )
-    parts.append(
-        _text(RIGHT, bottom + 34, f"{what}; {', '.join(f'{i} {s}' for i, s in enumerate(schemes, 1))}", "soft", "end")
-    )
+    parts.append(_text(LEFT, bottom + 34, f"{what}; {', '.join(f'{i} {s}' for i, s in enumerate(schemes, 1))}", "soft"))
     words = "; ".join(f"{r.scheme} {r.point}: FSR {y:.2f} at {x:+.1%}" for x, y, r in points)
     return _svg(bottom + 46, title, words, parts, WIDTH)
 
@@ -184,6 +183,25 @@ def _apart(heights: Sequence[float]) -> list[float]:
     for above, below in pairwise(order):
         found[below] = max(found[below], found[above] + 14)
     return found
+
+
+def _labels(marks: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Labels of points: equal ones that nearly coincide become one with their number, others move until all can be read."""
+    groups: list[list[tuple[float, float, str]]] = []
+    for mark in sorted(marks, key=lambda m: (m[1], m[2], m[0])):
+        last = groups[-1][-1] if groups else mark
+        if groups and last[2] == mark[2] and abs(last[0] - mark[0]) < 16 and abs(last[1] - mark[1]) < 9:
+            groups[-1].append(mark)
+        else:
+            groups.append([mark])
+    placed: list[tuple[float, float, str]] = []
+    for group in groups:
+        x, y = max(x for x, _, _ in group), group[0][1]
+        steps = sorted(range(-20, 21), key=abs)
+        free = (y + 11 * i for i in steps if all(abs(x - u) >= 36 or abs(y + 11 * i - v) >= 11 for u, v, _ in placed))
+        label = group[0][2] if len(group) == 1 else f"{group[0][2]} \u00d7{len(group)}"
+        placed.append((x, next(free, y), label))
+    return placed
 
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
