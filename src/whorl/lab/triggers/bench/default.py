@@ -27,7 +27,7 @@ def cpu_tier() -> Bench:
                 name="utf",
                 scheme="utf",
                 options={"keys": 8, "tokens": [3, 4], "answer": 2},
-                planting=PlantingChoice(epochs=16, learning_rate=4.5e-4),
+                planting=PlantingChoice(epochs=16),
             ),
         ),
         weight_attacks=(*_edits(), *_merges(), *_trainings(), *_erasures(), *_chains()),
