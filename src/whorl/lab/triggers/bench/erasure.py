@@ -14,7 +14,8 @@ from typing import Any
 
 from whorl.lab.triggers.bench.cells import NONE, shown
 from whorl.lab.triggers.bench.outcome import IN_BUDGET, SURVIVES
-from whorl.lab.triggers.bench.results import Record, Results
+from whorl.lab.triggers.bench.records import Record
+from whorl.lab.triggers.bench.results import Results
 
 MERASER, CONTROL = "erase+recover", "clean-only"
 ARMS = (NONE, "erase", "recover", MERASER, CONTROL)

@@ -20,7 +20,8 @@ from whorl.lab.triggers.bench.erasure import (
 )
 from whorl.lab.triggers.bench.outcome import SURVIVES
 from whorl.lab.triggers.bench.page import p_spread, pooled_ratio, soft_spread
-from whorl.lab.triggers.bench.results import Record, Results
+from whorl.lab.triggers.bench.records import Record
+from whorl.lab.triggers.bench.results import Results
 from whorl.lab.triggers.bench.tables import EMPTY, Block, in_words, markdown, spread, trimmed
 
 COMMAND = "whorl bench triggers --config FILE --out FOLDER --erasure-page PAGE"

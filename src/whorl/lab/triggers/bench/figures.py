@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from whorl.lab.triggers.bench.outcome import IN_BUDGET, LETTERS, Outcome
-from whorl.lab.triggers.bench.results import Best, Record
+from whorl.lab.triggers.bench.records import Record
+from whorl.lab.triggers.bench.results import Best
 
 WIDTH, LEFT, RIGHT, TOP = 760.0, 60.0, 560.0, 34.0
 PLOT_HEIGHT = 210.0

@@ -11,7 +11,8 @@ from pathlib import Path
 from whorl.errors import safe_name
 from whorl.lab.triggers.bench.cells import NONE
 from whorl.lab.triggers.bench.outcome import IN_BUDGET, LETTERS, SURVIVES
-from whorl.lab.triggers.bench.results import Best, Record, Results, Share, chains
+from whorl.lab.triggers.bench.records import Record, Share
+from whorl.lab.triggers.bench.results import Best, Results, chains
 from whorl.lab.triggers.bench.tables import (
     EMPTY,
     Block,
