@@ -16,7 +16,7 @@ from whorl.erasure._scoring import Passage
 from whorl.erasure.utility import _perplexity
 from whorl.errors import BrokenModel, MalformedFile, NotComparable, UsageError
 from whorl.lab.triggers.bench import html
-from whorl.lab.triggers.bench.cells import Cell, Model, cells, models
+from whorl.lab.triggers.bench.cells import Cell, Model, asked_of_base, cells, models
 from whorl.lab.triggers.bench.config import Budget, PlantingChoice, WeightAttack, check, load
 from whorl.lab.triggers.bench.default import cpu_tier
 from whorl.lab.triggers.bench.erasure import arms, contests
@@ -136,6 +136,10 @@ def test_an_attack_on_some_plantings_still_meets_the_clean_base():
     attack = {"name": "p", "kind": "prune", "points": [{"share": 0.1}], "plantings": [1]}
     found = cells(made.bench(weight_attacks=[attack], serving_attacks=[]))
     assert [cell.model.name for cell in found if cell.attack == "p"] == ["base", "chain-1"]
+    bench = made.bench(weight_attacks=[attack], serving_attacks=[])
+    there = [model for model in models(bench) if model.kind == "planted"]
+    assert [model.name for model in asked_of_base(bench, "p", there)] == ["chain-1"]
+    assert asked_of_base(bench, "none", there) == tuple(there)
 
 
 def test_filters_keep_the_base_and_the_unattacked_models_and_refuse_unknown_labels():

@@ -107,6 +107,13 @@ def cells(bench: Bench, schemes: Sequence[str] = (), attacks: Sequence[str] = ()
     return tuple(found)
 
 
+def asked_of_base(bench: Bench, attack: str, plantings: Sequence[Model]) -> tuple[Model, ...]:
+    """Plantings whose keys the clean base is asked under an attack: those that meet it."""
+    one = bench.attack(attack)
+    met = None if one is None else one.plantings
+    return tuple(model for model in plantings if met is None or model.seed in met)
+
+
 def points(attack: Any) -> tuple[Mapping[str, Any], ...]:
     """Settings of an attack; a serving attack without any has the sweep of its register."""
     if attack.points is not None:

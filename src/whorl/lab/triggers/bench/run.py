@@ -10,7 +10,7 @@ from whorl._atomic import write_text
 from whorl._readers.strict_json import parse_object
 from whorl.errors import UsageError, safe_name
 from whorl.lab._jobs import read_rows, run_jobs
-from whorl.lab.triggers.bench.cells import Model, cells, models
+from whorl.lab.triggers.bench.cells import BASE, Model, asked_of_base, cells, models
 from whorl.lab.triggers.bench.config import MAX_CONFIG_BYTES, Bench, check
 from whorl.lab.triggers.bench.place import Place, parts
 from whorl.lab.triggers.bench.planting import prepare
@@ -55,7 +55,7 @@ def run(
     failed = prepare(place, list({cell.model.name: cell.model for cell in wanted}.values()), progress)
     asked = _asked(place)
     path = out / ROWS
-    keep(path, lambda row: _stays(row, [model.name for model in asked]))
+    keep(path, lambda row: _stays(bench, row, asked))
     cells_by_key = {cell.key: cell for cell in wanted}
     worker = Worker(place, cells_by_key, asked, failed, spared(place, asked), keep_models)
     run_jobs([cell.key for cell in wanted], worker, path, "cells", progress)
@@ -100,11 +100,12 @@ def _asked(place: Place) -> tuple[Model, ...]:
     return tuple(m for m in models(place.bench) if m.kind == "planted" and _is_planted(place, m))
 
 
-def _stays(row: dict[str, Any], asked: Sequence[str]) -> bool:
-    """Whether a row need not be measured again: it was, and on the clean base with every key set."""
+def _stays(bench: Bench, row: dict[str, Any], asked: Sequence[Model]) -> bool:
+    """Whether a row need not be measured again: it was, and on the clean base with the keys of every planting it is asked."""
     if row["status"] == "not run":
         return False
-    return not row["key"].startswith("base|") or set(asked) <= set(row["asked"])
+    name, attack, *_ = row["key"].split("|")
+    return name != BASE or {model.name for model in asked_of_base(bench, attack, asked)} <= set(row["asked"])
 
 
 def same_settings(bench: Bench, out: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from whorl.errors import BrokenModel, NotEnoughEvidence, WhorlError
 from whorl.lab._jobs import Row
-from whorl.lab.triggers.bench.cells import NONE, Cell, Model
+from whorl.lab.triggers.bench.cells import NONE, Cell, Model, asked_of_base
 from whorl.lab.triggers.bench.config import ServingAttack, WeightAttack, names_in
 from whorl.lab.triggers.bench.place import Place, parts
 from whorl.lab.triggers.bench.planting import without_paths
@@ -119,7 +119,8 @@ class Worker:
 
     def _sets(self, cell: Cell, attack: WeightAttack | ServingAttack | None) -> dict[str, Material]:
         """Key sets to ask, by model; without keys that the attacker knows."""
-        mine = self.asked if cell.model.kind == "clean base" else (cell.model,)
+        is_base = cell.model.kind == "clean base"
+        mine = asked_of_base(self.place.bench, cell.attack, self.asked) if is_base else (cell.model,)
         leaked = 0
         if isinstance(attack, WeightAttack):
             leaked = max(step.leaks for step in attack.steps(cell.settings))
