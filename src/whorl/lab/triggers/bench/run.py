@@ -55,8 +55,8 @@ def run(
     failed = prepare(place, list({cell.model.name: cell.model for cell in wanted}.values()), progress)
     asked = _asked(place)
     path = out / ROWS
-    keep(path, lambda row: _stays(bench, row, asked))
     cells_by_key = {cell.key: cell for cell in wanted}
+    keep(path, lambda row: row["key"] not in cells_by_key or _stays(bench, row, asked))
     worker = Worker(place, cells_by_key, asked, failed, spared(place, asked), keep_models)
     run_jobs([cell.key for cell in wanted], worker, path, "cells", progress)
     return judged(bench, out)
