@@ -11,7 +11,7 @@ from pathlib import Path
 from whorl.errors import safe_name
 from whorl.lab.triggers.bench.cells import NONE
 from whorl.lab.triggers.bench.outcome import IN_BUDGET, LETTERS, SURVIVES
-from whorl.lab.triggers.bench.records import Record, Share
+from whorl.lab.triggers.bench.records import Record
 from whorl.lab.triggers.bench.results import Best, Results, chains
 from whorl.lab.triggers.bench.tables import (
     EMPTY,
@@ -25,6 +25,7 @@ from whorl.lab.triggers.bench.tables import (
     spread,
     trimmed,
 )
+from whorl.triggers.verification import Share
 
 COMMAND = "whorl bench triggers --config FILE --out FOLDER --page PAGE"
 MOST_REASONS = 3

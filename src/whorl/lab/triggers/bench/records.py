@@ -12,29 +12,12 @@ from whorl.lab._jobs import Row
 from whorl.lab.triggers.bench.cells import BASE, NONE, Cell, Model
 from whorl.lab.triggers.bench.config import Bench, ServingAttack
 from whorl.lab.triggers.bench.outcome import Cost, Outcome, outcome
-from whorl.triggers.nulls import interval, rank_p
+from whorl.triggers.nulls import rank_p
 from whorl.triggers.verdict import CleanCounts, Nulls
+from whorl.triggers.verification import Share
 
 NOT_REACHED = "not measured yet"
 NO_PLAIN = "the unattacked model was not measured, so there is nothing to compare with"
-
-
-@dataclass(frozen=True)
-class Share:
-    """Hits among those asked."""
-
-    hits: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """In [0, 1]."""
-        return self.hits / self.n
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Exact 95 % interval."""
-        return interval(self.hits, self.n)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from whorl.errors import safe_name
 from whorl.lab.triggers.bench.outcome import LETTERS
-from whorl.lab.triggers.bench.records import NOT_REACHED, Record, Share
+from whorl.lab.triggers.bench.records import NOT_REACHED, Record
+from whorl.triggers.verification import Share
 
 EMPTY = "–"
 TABLE = (
